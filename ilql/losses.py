@@ -1,0 +1,59 @@
+"""The atoms of every algorithm: pure functions of vectors, one number a decision (N) or an action token (M).
+
+Decision: nothing here sees a table over the vocabulary, a mask, a batch or a config, and nothing is reduced: the
+trainer divides by the global count. Constants of the optimisation (targets, weights) are detached here, in the one
+place that a reader of the papers would look. K is the number of critics, always the leading axis.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def td_target(reward: Tensor, discount: Tensor, v_next: Tensor) -> Tensor:
+    """r + gamma V(s'), (N), a constant. `discount` is gamma, or 0 where the dialogue terminated (Snell et al. 2022, eq. 4).
+
+    A state that terminates has no successor, so whatever `v_next` holds there must not reach the target: 0 * inf is nan.
+    """
+    return (reward + torch.where(discount == 0, 0.0, discount * v_next)).detach()
+
+
+def td(q: Tensor, target: Tensor) -> Tensor:
+    """Squared Bellman error of every critic, summed over the critics: (K, N), (N) -> (N). No factor 1/2."""
+    return (q - target).square().sum(0)
+
+
+def expectile(v: Tensor, q: Tensor, tau: float) -> Tensor:
+    """Expectile regression of V on Q: |tau - 1(u < 0)| u^2 with u = Q - V, (N) (Kostrikov et al. 2021, eq. 5).
+
+    tau = .5 is half the squared error, and V the mean of Q; tau -> 1 draws V to the largest Q of the data. Q is constant.
+    """
+    u = q.detach() - v
+    return torch.where(u < 0, 1 - tau, tau) * u.square()
+
+
+def cql(q: Tensor, q_lse: Tensor) -> Tensor:
+    """Conservative penalty: log-sum-exp of Q over all actions less Q of the logged one, summed over the critics: (K, N) -> (N).
+
+    At token steps this is the cross-entropy of the Q head with the logged token (Kumar et al. 2020, eq. 4; Snell et al. 2022).
+    """
+    return (q_lse - q).sum(0)
+
+
+def nll(logp: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Weighted negative log-likelihood of the actor, (M). The weight is constant."""
+    if isinstance(weight, Tensor):
+        if weight.shape != logp.shape:
+            raise ValueError(f"one weight a token: weight has shape {tuple(weight.shape)}, logp {tuple(logp.shape)}")
+        weight = weight.detach()
+    return -logp * weight
+
+
+def awr_weight(advantage: Tensor, beta: float, clip: float) -> Tensor:
+    """min(exp(beta A), clip), (N), a constant: the advantage-weighted regression weight (Peng et al. 2019; Kostrikov et al. 2021).
+
+    The exponent is clipped before exp, so that no advantage overflows.
+    """
+    limit = torch.log(torch.as_tensor(clip, dtype=advantage.dtype, device=advantage.device))
+    return torch.exp(torch.minimum(beta * advantage.detach(), limit))
