@@ -12,9 +12,10 @@ from torch import Tensor
 
 
 def td_target(reward: Tensor, discount: Tensor, v_next: Tensor) -> Tensor:
-    """r + gamma V(s'), (N), a constant. `discount` is gamma, or 0 where the dialogue terminated (Snell et al. 2022, eq. 4).
+    """r + gamma V(s'), (N), a constant. `discount` is gamma, or 0 where the dialogue terminated (Snell et al. 2022).
 
-    A state that terminates has no successor, so whatever `v_next` holds there must not reach the target: 0 * inf is nan.
+    An action that terminates has no successor: whatever `v_next` holds there must not reach the target (0 * inf is
+    nan).
     """
     return (reward + torch.where(discount == 0, 0.0, discount * v_next)).detach()
 
@@ -27,16 +28,18 @@ def td(q: Tensor, target: Tensor) -> Tensor:
 def expectile(v: Tensor, q: Tensor, tau: float) -> Tensor:
     """Expectile regression of V on Q: |tau - 1(u < 0)| u^2 with u = Q - V, (N) (Kostrikov et al. 2021, eq. 5).
 
-    tau = .5 is half the squared error, and V the mean of Q; tau -> 1 draws V to the largest Q of the data. Q is constant.
+    tau = .5 is half the squared error, and V the mean of Q; tau -> 1 draws V to the largest Q of the data. Q is
+    constant.
     """
     u = q.detach() - v
     return torch.where(u < 0, 1 - tau, tau) * u.square()
 
 
 def cql(q: Tensor, q_lse: Tensor) -> Tensor:
-    """Conservative penalty: log-sum-exp of Q over all actions less Q of the logged one, summed over the critics: (K, N) -> (N).
+    """Conservative penalty: log-sum-exp of Q over all actions less Q of the logged one, (K, N) -> (N), summed over K.
 
-    At token steps this is the cross-entropy of the Q head with the logged token (Kumar et al. 2020, eq. 4; Snell et al. 2022).
+    At token steps this is the cross-entropy of the Q head with the logged token (Kumar et al. 2020, eq. 4; Snell et
+    al. 2022).
     """
     return (q_lse - q).sum(0)
 
@@ -51,7 +54,7 @@ def nll(logp: Tensor, weight: Tensor | float = 1.0) -> Tensor:
 
 
 def awr_weight(advantage: Tensor, beta: float, clip: float) -> Tensor:
-    """min(exp(beta A), clip), (N), a constant: the advantage-weighted regression weight (Peng et al. 2019; Kostrikov et al. 2021).
+    """min(exp(beta A), clip), (N), a constant: the weight of advantage-weighted regression (Kostrikov et al. 2021, eq. 7).
 
     The exponent is clipped before exp, so that no advantage overflows.
     """

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); build the dataset again") from None
-    missing = [k for k in ("schema_version", "step", "tokenizer", "files") if not isinstance(manifest, dict) or k not in manifest]
-    if missing:
-        raise InputError(f"{path}: field {missing[0]!r} is missing; build the dataset again")
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path}: not a JSON object; build the dataset again")
+    for name in ("schema_version", "step", "tokenizer", "files"):
+        if name not in manifest:
+            raise InputError(f"{path}: field {name!r} is missing; build the dataset again")
     if manifest["step"] not in STEPS:
         raise InputError(f"{path}: step is {manifest['step']!r}, not one of {', '.join(STEPS)}")
     return migrate(manifest, path)
@@ -112,15 +115,15 @@ def check_row(row: Mapping[str, Any], vocab_size: int, where: str) -> None:
     tokens, turn, start, end = row["tokens"], row["turn"], row["start"], row["end"]
     n = len(start)
     need(n > 0, "no transition")
-    need(len(end) == n and len(row["reward"]) == n and len(row["logp"]) == n, "start, end, reward and logp differ in length")
-    need(0 <= min(tokens) and max(tokens) < vocab_size, f"a token id outside the vocabulary of {vocab_size}")
-    need(all(a < b for a, b in zip(turn, turn[1:], strict=False)), "turns out of order")
+    need(all(len(row[name]) == n for name in ("end", "reward", "logp")), "start, end, reward and logp differ in length")
+    need(min(tokens) >= 0 and max(tokens) < vocab_size, f"a token id outside the vocabulary of {vocab_size}")
+    need(all(a < b for a, b in pairwise(turn)), "turns out of order")
     need(len(turn) > 0 and turn[0] >= 0 and turn[-1] < len(tokens), "a turn begins outside the dialogue")
     bounds = [0]
     for s, e in zip(start, end, strict=True):
         bounds += [s, e]
     need(bounds[1] >= 1, "an action without a state before it")
-    need(all(a <= b for a, b in zip(bounds, bounds[1:], strict=False)), "transitions overlap or are out of order")
+    need(all(a <= b for a, b in pairwise(bounds)), "transitions overlap or are out of order")
     need(all(s < e for s, e in zip(start, end, strict=True)), "an empty action")
     need(bounds[-1] <= len(tokens), "an action ends after the dialogue")
     need(all(math.isfinite(r) for r in row["reward"]), "a reward that is not finite")

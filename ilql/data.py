@@ -1,0 +1,398 @@
+"""From Arrow rows to batches. Decision: a batch is *flat*: dialogues (or windows of them) lie one behind the other in
+one vector of tokens, decisions are integer positions in it, and no mask exists after this file.
+
+Shape alphabet: T tokens of the batch, N decisions, M action tokens. `decisions` holds all off-by-one reasoning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ilql.schema import check_columns, read_manifest
+from ilql.types import InputError
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which transitions to learn from.
+
+    path: dataset folders. weights: passes over each folder an epoch (1 each where not given; .5 takes another half of
+    the rows each epoch). history: turns before the agent's turn that a state holds, None ("full") for all.
+    reward_scale: factor on every reward; reported values are divided by it again.
+    """
+
+    path: list[str]
+    weights: list[float] | None = None
+    history: int | None = None
+    reward_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How much an optimizer step sees.
+
+    dialogues: a fixed number in a micro-batch; None fills each with up to `tokens` tokens (at least one dialogue).
+    accumulate: micro-batches an optimizer step and process. workers: processes that collate ahead.
+    """
+
+    dialogues: int | None = None
+    tokens: int = 8192
+    accumulate: int = 1
+    workers: int = 0
+
+
+class Decisions(NamedTuple):
+    """Positions in one dialogue, each (n)."""
+
+    state: np.ndarray  # where s_i is read: the token before the action
+    last: np.ndarray  # the action's last token
+    next: np.ndarray  # where s_{i+1} is read; for the last transition see `decisions`
+    has_next: bool  # whether the last transition's `next` is a state (or is not needed, the dialogue having terminated)
+
+
+def decisions(start: np.ndarray, end: np.ndarray, length: int, terminated: bool) -> Decisions:
+    """Where states, actions and next states are read in a dialogue of `length` tokens.
+
+    Action i is tokens[start_i : end_i]. A dialogue that was cut off ends with the observation that followed the last
+    action and the agent's header, and bootstraps from its last position; where nothing followed, the last transition
+    has no target. After termination `next` is unused (the discount is 0) and holds the last action's last token.
+    """
+    has_next = terminated or length > int(end[-1])
+    final = length - 1 if has_next and not terminated else int(end[-1]) - 1
+    state = start - 1
+    return Decisions(state, end - 1, np.append(state[1:], final), has_next)
+
+
+def returns(reward: np.ndarray, gamma: float) -> np.ndarray:
+    """Discounted return to go, (n): G_i = r_i + gamma G_{i+1}."""
+    out = np.empty(len(reward), np.float64)
+    total = 0.0
+    for i in range(len(reward) - 1, -1, -1):
+        out[i] = total = float(reward[i]) + gamma * total
+    return out
+
+
+def window_start(turn: Sequence[int] | np.ndarray, current: int, history: int | None) -> int:
+    """Where the window of turn number `current` begins: `history` turns before it. 0 is the dialogue's own beginning.
+
+    A window that begins later is read behind a BOS of its own, so that every state has a position.
+    """
+    if history is None or current - history <= 0:
+        return 0
+    return int(turn[current - history])
+
+
+def crop(tokens: Sequence[int], turn: Sequence[int], history: int | None) -> list[int]:
+    """The state's tokens as training saw them, for a dialogue whose last turn is the agent's open header."""
+    begin = window_start(turn, len(turn) - 1, history)
+    return list(tokens) if begin == 0 else [tokens[0], *tokens[begin:]]
+
+
+@dataclass
+class Batch:
+    """Flat decisions. Every index addresses `tokens`; the pieces of `lengths` are laid end to end in it.
+
+    tokens (T) ids; position (T), restarting at 0 with every piece; target (M) positions of action tokens, whose logits
+    are read at target - 1; owner (M') the decision of each of the first M' action tokens: action tokens without a
+    decision (an algorithm that bootstraps cannot use a transition whose next state was not logged) come last, for
+    behaviour cloning only; state, last, next (N) positions; reward, discount, ret (N); ids: the dialogues.
+    """
+
+    tokens: Tensor
+    position: Tensor
+    target: Tensor
+    owner: Tensor
+    state: Tensor
+    last: Tensor
+    next: Tensor
+    reward: Tensor
+    discount: Tensor
+    ret: Tensor
+    lengths: list[int]
+    ids: list[str]
+
+    @property
+    def n(self) -> int:
+        return len(self.state)
+
+    @property
+    def m(self) -> int:
+        return len(self.target)
+
+    @property
+    def action(self) -> Tensor:
+        """The last token of each action, (N): at token steps the action itself."""
+        return self.tokens[self.last]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
+        """Move every tensor; `dtype` is for the real numbers (collated in float64), the indices keep theirs."""
+
+        def move(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device, dtype if value.is_floating_point() else None)
+
+        return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+class _Pieces:
+    """Lays windows end to end, each distinct one once."""
+
+    def __init__(self, bos: int) -> None:
+        self.bos, self.pieces, self.size = bos, [], 0  # type: int, list[np.ndarray], int
+        self.known: dict[bytes, int] = {}
+
+    def add(self, tokens: np.ndarray, begin: int, end: int) -> int:
+        """Add tokens[begin:end], behind a BOS where that is no beginning; returns what to add to a row's positions."""
+        piece = tokens[begin:end]
+        if begin:
+            piece = np.concatenate(([self.bos], piece)).astype(tokens.dtype)
+        key = piece.tobytes()
+        offset = self.known.get(key)
+        if offset is None:
+            offset = self.known[key] = self.size
+            self.pieces.append(piece)
+            self.size += len(piece)
+        return offset - begin + (1 if begin else 0)
+
+
+def _shifts(row: Row, at: Decisions, history: int | None, pieces: _Pieces) -> tuple[np.ndarray, int]:
+    """What to add to the positions of each decision (n), and to those of the state after the last one."""
+    tokens, turn, start, end = row["tokens"], row["turn"], row["start"], row["end"]
+    bootstraps = at.next[-1] > at.last[-1]
+    if history is None:
+        shift = pieces.add(tokens, 0, len(tokens) if bootstraps else int(end[-1]))
+        return np.full(len(start), shift), shift
+    owner = np.searchsorted(turn, start, side="right") - 1  # the turn that each action stands in
+    shifts = np.empty(len(start), np.int64)
+    for t in np.unique(owner):
+        mine = owner == t
+        shifts[mine] = pieces.add(tokens, window_start(turn, int(t), history), int(end[mine].max()))
+    if not bootstraps:
+        return shifts, int(shifts[-1])
+    final = int(np.searchsorted(turn, at.next[-1], side="right")) - 1
+    return shifts, pieces.add(tokens, window_start(turn, final, history), len(tokens))
+
+
+def collate(
+    rows: Iterable[Row],
+    *,
+    gamma: float,
+    bos: int,
+    history: int | None = None,
+    reward_scale: float = 1.0,
+    bootstraps: bool = True,
+) -> Batch:
+    """Lay dialogues end to end as decisions.
+
+    gamma: discount of a time step. history: see DataConfig. bootstraps: whether the algorithm needs the next state;
+    then a last transition without one is no decision, and its tokens are left to behaviour cloning.
+    """
+    pieces = _Pieces(bos)
+    cols: dict[str, list[np.ndarray]] = {k: [] for k in ("state", "last", "next", "reward", "discount", "ret")}
+    target: list[np.ndarray] = []
+    owner: list[np.ndarray] = []
+    orphans: list[np.ndarray] = []
+    ids, n = [], 0
+    for row in rows:
+        start, end = row["start"], row["end"]
+        at = decisions(start, end, len(row["tokens"]), bool(row["terminated"]))
+        shifts, final = _shifts(row, at, history, pieces)
+        keep = len(start) if at.has_next or not bootstraps else len(start) - 1
+        reward = np.asarray(row["reward"], np.float64) * reward_scale
+        discount = np.full(len(start), gamma)
+        if row["terminated"] or not at.has_next:
+            discount[-1] = 0.0
+        columns = {
+            "state": at.state + shifts,
+            "last": at.last + shifts,
+            "next": at.next + np.append(shifts[1:], final),
+            "reward": reward,
+            "discount": discount,
+            "ret": returns(reward, gamma),
+        }
+        for name, column in columns.items():
+            cols[name].append(column[:keep])
+        size = end - start
+        which = np.repeat(np.arange(len(start)), size)
+        place = np.arange(len(which)) - np.repeat(np.cumsum(size) - size, size) + (start + shifts)[which]
+        owned = which < keep
+        target.append(place[owned])
+        owner.append(which[owned] + n)
+        orphans.append(place[~owned])
+        ids.append(str(row["id"]))
+        n += keep
+    if not pieces.pieces:
+        raise InputError("a batch without dialogues; the dataset is empty")
+    lengths = [len(p) for p in pieces.pieces]
+
+    def index(parts: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+    def number(name: str) -> Tensor:
+        return torch.from_numpy(np.concatenate(cols[name]))
+
+    return Batch(
+        tokens=index(pieces.pieces),
+        position=torch.cat([torch.arange(length) for length in lengths]),
+        target=index(target + orphans),
+        owner=index(owner),
+        state=index(cols["state"]),
+        last=index(cols["last"]),
+        next=index(cols["next"]),
+        reward=number("reward"),
+        discount=number("discount"),
+        ret=number("ret"),
+        lengths=lengths,
+        ids=ids,
+    )
+
+
+class Rows(Sequence[dict[str, Any]]):
+    """The dialogues of one split of a dataset folder, memory-mapped: a row's columns are views into the file."""
+
+    def __init__(self, folder: str | Path, split: str = "train") -> None:
+        self.folder, self.split = Path(folder), split
+        self.manifest = read_manifest(folder)
+        names = sorted(n for n in self.manifest["files"] if n.startswith(f"{split}/") and n.endswith(".arrow"))
+        self._batches: list[dict[str, Any]] = []
+        lengths: list[np.ndarray] = []
+        for name in names:
+            path = self.folder / name
+            if not path.is_file():
+                raise InputError(f"{path} is named in the manifest but missing; build the dataset again")
+            try:
+                reader = pa.ipc.open_stream(pa.memory_map(str(path)))
+                check_columns(reader.schema, str(path))
+                for batch in reader:
+                    self._batches.append(_views(batch))
+                    lengths.append(np.diff(self._batches[-1]["tokens"][0]))
+            except pa.ArrowInvalid as error:
+                raise InputError(f"{path} cannot be read ({error}); build the dataset again") from None
+        self.lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+        self._first = np.cumsum([0] + [len(x) for x in lengths])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:  # type: ignore[override]
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        k = int(np.searchsorted(self._first, i, side="right")) - 1
+        j = i - int(self._first[k])
+        out: dict[str, Any] = {}
+        for name, column in self._batches[k].items():
+            if isinstance(column, tuple):
+                offsets, values = column
+                out[name] = values[offsets[j] : offsets[j + 1]]
+            else:
+                out[name] = column[j].as_py()
+        return out
+
+
+def _views(batch: pa.RecordBatch) -> dict[str, Any]:
+    """Columns of a record batch: lists of numbers as (offsets, values) of numpy views, the rest as Arrow arrays."""
+    out: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
+            values = column.values.to_numpy(zero_copy_only=not column.values.null_count)
+            out[name] = (column.offsets.to_numpy(), values)
+        else:
+            out[name] = column
+    return out
+
+
+class Mix(Sequence[dict[str, Any]]):
+    """Several datasets as one sequence of rows; all must share the step and the tokenizer."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        first = parts[0].manifest
+        for part in parts[1:]:
+            for what, mine, theirs in (
+                ("step", part.manifest["step"], first["step"]),
+                ("tokenizer", part.manifest["tokenizer"]["sha256"], first["tokenizer"]["sha256"]),
+            ):
+                if mine != theirs:
+                    raise InputError(
+                        f"{part.folder} has another {what} than {parts[0].folder}; build both with the same --{what}"
+                    )
+        self.parts = list(parts)
+        self.lengths = np.concatenate([p.lengths for p in parts])
+        self._first = np.cumsum([0] + [len(p) for p in parts])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:  # type: ignore[override]
+        k = int(np.searchsorted(self._first, i, side="right")) - 1
+        return self.parts[k][i - int(self._first[k])]
+
+
+class Order:
+    """Which rows make which batch: a pure function of (seed, epoch), so that a run resumes from two integers.
+
+    lengths (rows): tokens a row. weight (rows): passes over the row an epoch. Batches by token budget are made of rows
+    of like length, from a shuffle within large groups, so that attention has little to pad; their order is shuffled.
+    Every process gets the same number of batches; the few left over at an epoch's end wait for another epoch.
+    """
+
+    GROUP = 64  # batches whose rows are sorted by length together
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        cfg: BatchConfig,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        weight: np.ndarray | None = None,
+    ) -> None:
+        if len(lengths) == 0:
+            raise InputError("the train split has no dialogue; build the dataset again")
+        self.lengths, self.cfg, self.seed, self.rank, self.world, self.weight = lengths, cfg, seed, rank, world, weight
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        rng = np.random.default_rng([self.seed, epoch])
+        rows = rng.permutation(len(self.lengths))
+        if self.weight is not None:
+            times = np.floor(self.weight[rows] + rng.random(len(rows))).astype(int)
+            rows = rng.permutation(np.repeat(rows, times))
+        if self.cfg.dialogues is not None:
+            size = self.cfg.dialogues
+            out = [rows[i : i + size].tolist() for i in range(0, len(rows), size)]
+        else:
+            out = self._by_budget(rows)
+            out = [out[i] for i in rng.permutation(len(out))]
+        while len(out) < self.world:  # fewer batches than processes: each still gets one
+            out = out + out
+        return out[: len(out) // self.world * self.world][self.rank :: self.world]
+
+    def _by_budget(self, rows: np.ndarray) -> list[list[int]]:
+        budget = self.cfg.tokens
+        group = max(1, int(self.GROUP * budget / max(1.0, float(self.lengths.mean()))))
+        out: list[list[int]] = []
+        for i in range(0, len(rows), group):
+            part = rows[i : i + group]
+            part = part[np.argsort(self.lengths[part], kind="stable")]
+            batch: list[int] = []
+            size = 0
+            for row in part.tolist():
+                length = int(self.lengths[row])
+                if batch and size + length > budget:
+                    out.append(batch)
+                    batch, size = [], 0
+                batch.append(row)
+                size += length
+            if batch:
+                out.append(batch)
+        return out
