@@ -282,6 +282,12 @@ class Rows(Sequence[dict[str, Any]]):
         self.lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         self._first = np.cumsum([0] + [len(x) for x in lengths])
 
+    @property
+    def returns(self) -> np.ndarray:
+        """The undiscounted return of each dialogue, (rows), in the log's units."""
+        parts = [np.add.reduceat(v.astype(np.float64), o[:-1]) for o, v in (batch["reward"] for batch in self._batches)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -306,7 +312,8 @@ def _views(batch: pa.RecordBatch) -> dict[str, Any]:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
             values = column.values.to_numpy(zero_copy_only=not column.values.null_count)
-            out[name] = (column.offsets.to_numpy(), values)
+            first = int(column.offsets[0].as_py()) if len(column) else 0
+            out[name] = (column.offsets.to_numpy() - first, values[first:])
         else:
             out[name] = column
     return out
@@ -328,6 +335,7 @@ class Mix(Sequence[dict[str, Any]]):
                     )
         self.parts = list(parts)
         self.lengths = np.concatenate([p.lengths for p in parts])
+        self.returns = np.concatenate([p.returns for p in parts])
         self._first = np.cumsum([0] + [len(p) for p in parts])
 
     def __len__(self) -> int:

@@ -54,7 +54,7 @@ def nll(logp: Tensor, weight: Tensor | float = 1.0) -> Tensor:
 
 
 def awr_weight(advantage: Tensor, beta: float, clip: float) -> Tensor:
-    """min(exp(beta A), clip), (N), a constant: the weight of advantage-weighted regression (Kostrikov et al. 2021, eq. 7).
+    """min(exp(beta A), clip), (N), a constant: advantage-weighted regression (Kostrikov et al. 2021, eq. 7).
 
     The exponent is clipped before exp, so that no advantage overflows.
     """

@@ -1,0 +1,118 @@
+"""What a training step computes. Decision: `Out` computes a statistic when a loss first reads it, so that nothing is
+computed that no loss asks for, and only at the positions of decisions. `Learner` is the module that DDP or FSDP wraps:
+its forward ends in the algorithm's loss, so every parameter is used inside the wrapper.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilql.data import Batch
+from ilql.heads import taken_and_lse
+from ilql.model import ILQLModel
+from ilql.types import InputError
+
+
+class Out:
+    """Statistics of a batch, one number a decision (N) or action token (M), critics leading (K)."""
+
+    def __init__(self, model: ILQLModel, hidden: Tensor, batch: Batch) -> None:
+        """hidden (T, D): h_t at every position of the batch."""
+        self.model, self.hidden, self.batch = model, hidden, batch
+
+    @cached_property
+    def _state(self) -> Tensor:
+        return self.hidden[self.batch.state]
+
+    @cached_property
+    def _acted(self) -> Tensor:
+        return self.hidden[self.batch.last]
+
+    @cached_property
+    def logp(self) -> Tensor:
+        """log pi(a) of every action token under the actor, (M)."""
+        head: Any = self.model.get_output_embeddings()
+        taken, lse = taken_and_lse(
+            self.hidden[self.batch.target - 1],
+            head.weight,
+            getattr(head, "bias", None),
+            self.batch.tokens[self.batch.target],
+        )
+        return taken - lse
+
+    @cached_property
+    def _critics(self) -> tuple[Tensor, Tensor]:
+        pairs = [q.taken_and_lse(self._state, self.batch.action) for q in self.model.q]  # type: ignore[operator]
+        return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
+
+    @cached_property
+    def q(self) -> Tensor:
+        """Q of the logged action by every critic, (K, N)."""
+        if self.model.config.critic == "scalar":
+            return torch.stack([q(self._acted) for q in self.model.q])
+        return self._critics[0]
+
+    @cached_property
+    def q_lse(self) -> Tensor:
+        """log-sum-exp of Q over all actions, (K, N); token critics only."""
+        return self._critics[1]
+
+    @cached_property
+    @torch.no_grad()
+    def q_target(self) -> Tensor:
+        """Q of the logged action, the minimum over the frozen critics, (N): a constant."""
+        if self.model.config.critic == "scalar":
+            each = [q(self._acted) for q in self.model.q_target]
+        else:
+            each = [q.taken(self._state, self.batch.action) for q in self.model.q_target]  # type: ignore[operator]
+        return torch.stack(each).amin(0)
+
+    @cached_property
+    def v(self) -> Tensor:
+        """V at the state, (N)."""
+        return self.model.v(self._state)  # type: ignore[misc]
+
+    @cached_property
+    @torch.no_grad()
+    def v_next(self) -> Tensor:
+        """V at the next state, (N): a constant. Unused, but defined, where the discount is 0."""
+        return self.model.v(self.hidden[self.batch.next])  # type: ignore[misc]
+
+
+class Learner(nn.Module):
+    """Batch in, unreduced losses out."""
+
+    def __init__(self, model: ILQLModel, algo: ModuleType, cfg: Any) -> None:
+        super().__init__()
+        self.model, self.algo, self.cfg = model, algo, cfg
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The algorithm's loss vectors, each (M) where its name is in `algo.PER_TOKEN`, else (N)."""
+        hidden = self.model.hidden(batch.tokens, batch.position, batch.lengths)
+        losses = self.algo.loss(Out(self.model, hidden, batch), batch, self.cfg)
+        for name, loss in losses.items():
+            wanted = batch.m if name in self.algo.PER_TOKEN else batch.n
+            if loss.shape != (wanted,):
+                raise RuntimeError(f"loss {name!r} has shape {tuple(loss.shape)}, but must be ({wanted},)")
+        return losses
+
+
+def check_fits(model: ILQLModel, longest: int, vocab_size: int) -> None:
+    """Refuse a dataset that the model cannot read: a dialogue beyond its context or tokens beyond its vocabulary."""
+    text: Any = model.config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None)
+    if context is not None and longest > context:
+        raise InputError(
+            f"the longest dialogue has {longest} tokens, but the model's context is {context}: "
+            "set model.context (from scratch), or build the dataset with --max-length"
+        )
+    if vocab_size > text.vocab_size:
+        raise InputError(
+            f"the dataset's tokenizer has {vocab_size} tokens, but the model's vocabulary is {text.vocab_size}: "
+            "build the dataset with the model's tokenizer"
+        )
