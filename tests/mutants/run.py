@@ -1,0 +1,188 @@
+"""Plant known bugs one by one and demand that the test named for each fails. Decision: a test suite is itself tested.
+
+`tests/mutants/<name>.patch` is a unified diff against the tree; above the diff it says
+
+    # bug: one sentence on what is planted
+    # test: tests/test_x.py::test_y        (one line a test; each of them must fail)
+
+The named tests must pass on the tree as it is. Each bug is planted in a copy; the checkout is never touched. Exit
+status 1 says that a bug survived, that its patch no longer applies, or that its test broke rather than failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT = 300.0  # seconds a test; one that hangs has not failed
+
+
+@dataclass(frozen=True)
+class Mutant:
+    path: Path
+    bug: str
+    tests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    name: str
+    killed: bool
+    seconds: float
+    verdict: str
+
+
+def read(path: Path) -> Mutant:
+    """Parse the header of a patch; a header without its bug or test is a ValueError."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = lines[: next((i for i, line in enumerate(lines) if line.startswith(("diff ", "--- "))), len(lines))]
+    found = {
+        key: [line.removeprefix(f"# {key}:").strip() for line in header if line.startswith(f"# {key}:")]
+        for key in ("bug", "test")
+    }
+    if len(found["bug"]) != 1 or not found["test"]:
+        raise ValueError(
+            f"{path}: above the diff must stand one line `# bug: ...` and a line `# test: file::name` or more"
+        )
+    return Mutant(path, found["bug"][0], tuple(found["test"]))
+
+
+def clean_environment() -> dict[str, str]:
+    """Without the settings of a caller's git (a hook has GIT_DIR) and pytest."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "PYTEST_"))}
+
+
+def run(command: Sequence[str], tree: Path, timeout: float | None = None) -> tuple[int, str]:
+    """Exit status and output of a command in a tree; a subprocess.TimeoutExpired where it does not end.
+
+    The tree comes before any installed `ilql`, in subprocesses too; `git apply` must not take a repository around the
+    tree for its own. The output goes through a file: a pipe would be held open by the grandchildren of a command that
+    was stopped.
+    """
+    ours = {"GIT_CEILING_DIRECTORIES": str(tree.parent), "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as file:
+        ran = subprocess.run(
+            command,
+            cwd=tree,
+            env=clean_environment() | ours,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            timeout=timeout,
+        )
+        file.seek(0)
+        return ran.returncode, file.read()
+
+
+def copy_tree(root: Path, to: Path) -> None:
+    """Copy what git tracks, or would: data, runs and environments stay behind."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(
+        command, cwd=root, env=clean_environment(), capture_output=True, text=True, check=True
+    ).stdout
+    for name in sorted(filter(None, listed.split("\0"))):
+        if (root / name).is_file():  # a tracked file that was deleted is listed too
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, to / name)
+
+
+def run_tests(tree: Path, tests: Sequence[str]) -> tuple[str, str]:
+    """ "passed", "failed" or what else befell the tests, and pytest's output."""
+    report = tree.parent / f"{tree.name}.xml"
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    try:
+        status, output = run([*command, f"--junitxml={report}", *tests], tree, TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return f"no end after {TIMEOUT:.0f} s", ""
+    if status not in (0, 1):
+        return f"broke (pytest status {status})", output
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    if suite is None or int(suite.get("errors", 0)):
+        return "broke (an error outside the test)", output
+    if int(suite.get("failures", 0)):
+        return "failed", output
+    return ("passed" if int(suite.get("skipped", 0)) < int(suite.get("tests", 0)) else "skipped"), output
+
+
+def plant(tree: Path, patch: Path) -> str:
+    """Apply a patch to a tree; the reason where it does not apply, else ""."""
+    before = {p: p.read_bytes() for p in tree.rglob("*.py")}
+    status, output = run(["git", "apply", "--whitespace=nowarn", str(patch.resolve())], tree)
+    if status:
+        return f"does not apply: {output.strip().splitlines()[-1]}"
+    return "" if any(not p.exists() or p.read_bytes() != was for p, was in before.items()) else "changes no Python file"
+
+
+def try_one(mutant: Mutant, pristine: Path, work: Path) -> Outcome:
+    """Plant one bug in a fresh copy and run its tests there, each by itself."""
+    began = time.monotonic()
+    tree = work / mutant.path.stem
+    shutil.copytree(pristine, tree)
+    verdict = plant(tree, mutant.path)
+    if not verdict:
+        results = {test: run_tests(tree, [test]) for test in mutant.tests}
+        lived = [f"{test}: {result}" for test, (result, _) in results.items() if result != "failed"]
+        verdict = "killed" if not lived else "SURVIVED: " + "; ".join(lived)
+        for result, output in results.values():
+            verdict += f"\n{output}" if result.startswith("broke") else ""
+    shutil.rmtree(tree)
+    return Outcome(mutant.path.stem, verdict == "killed", time.monotonic() - began, verdict)
+
+
+def check_pristine(pristine: Path, mutants: Sequence[Mutant]) -> str:
+    """Why the copy is no ground to plant bugs on, or ""."""
+    where = run([sys.executable, "-c", "import ilql; print(ilql.__file__)"], pristine)[1].strip()
+    if not Path(where).resolve().is_relative_to(pristine.resolve()):
+        return f"the copy's tests would import {where}, not the copy"
+    tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
+    result, output = run_tests(pristine, tests)
+    return "" if result == "passed" else f"the named tests must pass before a bug is planted, but: {result}\n{output}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", help="patches to try, without .patch (default: all)")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout")
+    args = parser.parse_args(argv)
+    patches = sorted((args.root / "tests/mutants").glob("*.patch"))
+    unknown = set(args.names) - {p.stem for p in patches}
+    if unknown or not patches:
+        print(f"error: no such patch: {', '.join(sorted(unknown)) or 'tests/mutants/*.patch'}", file=sys.stderr)
+        return 2
+    try:
+        mutants = [read(p) for p in patches if not args.names or p.stem in args.names]
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="mutants-") as name:
+        work = Path(name).resolve()
+        pristine = work / "-pristine"
+        copy_tree(args.root, pristine)
+        if fault := check_pristine(pristine, mutants):
+            print(f"error: {fault}", file=sys.stderr)
+            return 1
+        with ThreadPoolExecutor(args.jobs) as pool:
+            outcomes = []
+            for mutant, outcome in zip(mutants, pool.map(lambda m: try_one(m, pristine, work), mutants), strict=True):
+                outcomes.append(outcome)
+                print(f"{outcome.name:32} {outcome.seconds:5.0f} s  {outcome.verdict}\n    {mutant.bug}", flush=True)
+    killed = sum(outcome.killed for outcome in outcomes)
+    print(f"{killed} of {len(outcomes)} planted bugs were caught")
+    return 0 if killed == len(outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

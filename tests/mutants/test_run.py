@@ -1,0 +1,107 @@
+"""The runner tells a caught bug from one that survives, that no longer applies, or that breaks its test instead."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).with_name("run.py")
+ADD = "def add(a, b):\n    return a + b\n"
+TESTS = """\
+import pytest
+from ilql.sums import add
+
+@pytest.fixture
+def two():
+    return add(1, 1) if add(1, 1) == 2 else 1 / 0
+
+def test_add():
+    assert add(2, 3) == 5
+
+def test_weak():
+    assert add(0, 0) == 0
+
+def test_fixture(two):
+    assert two == 2
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A tiny project of its own, with a name that an installed package has too."""
+    root = tmp_path / "checkout"
+    for name, text in {
+        "ilql/__init__.py": "",
+        "ilql/sums.py": ADD,
+        "tests/test_sums.py": TESTS,
+        "tests/mutants/README": "",
+        ".gitignore": "ignored/\n",
+        "ignored/big.bin": "data and runs are not copied",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    subprocess.run(["git", "init", "-q", "."], cwd=root, check=True)
+    return root
+
+
+def patch(root: Path, name: str, test: str, was: str = "    return a + b", now: str = "    return a - b") -> None:
+    (root / f"tests/mutants/{name}.patch").write_text(
+        f"# bug: {name}\n# test: tests/test_sums.py::{test}\n"
+        "diff --git a/ilql/sums.py b/ilql/sums.py\n--- a/ilql/sums.py\n+++ b/ilql/sums.py\n"
+        f"@@ -1,2 +1,2 @@\n def add(a, b):\n-{was}\n+{now}\n"
+    )
+
+
+def run(root: Path, *names: str, **env: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, RUN, "--root", root, *names], env=os.environ | env, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_caught_bug_is_killed_and_the_checkout_untouched(checkout: Path) -> None:
+    patch(checkout, "minus", "test_add")
+    status, output = run(checkout, "minus")
+    assert (status, "killed" in output, "1 of 1" in output) == (0, True, True), output
+    assert (checkout / "ilql/sums.py").read_text() == ADD
+
+
+@pytest.mark.parametrize(
+    ("name", "test", "change", "verdict"),
+    [
+        ("weak_test", "test_weak", {}, "SURVIVED"),
+        ("stale", "test_add", {"was": "    return b + a"}, "does not apply"),
+        ("error_in_fixture", "test_fixture", {}, "broke"),
+        ("syntax_error", "test_add", {"now": "    return a +"}, "broke"),
+    ],
+)
+def test_whatever_is_not_a_failing_test_is_reported(
+    checkout: Path, name: str, test: str, change: dict[str, str], verdict: str
+) -> None:
+    patch(checkout, name, test, **change)
+    patch(checkout, "caught", "test_add")
+    status, output = run(checkout, "caught", name)
+    assert (status, verdict in output, "1 of 2" in output) == (1, True, True), output
+
+
+def test_a_named_test_that_fails_or_is_missing_without_a_bug_is_refused(checkout: Path) -> None:
+    patch(checkout, "no_such_test", "test_missing")
+    status, output = run(checkout, "no_such_test")
+    assert status == 1
+    assert "must pass before a bug is planted" in output
+
+
+def test_a_patch_without_its_header_and_an_unknown_name_are_usage_errors(checkout: Path) -> None:
+    assert run(checkout, "unheard_of")[0] == 2
+    (checkout / "tests/mutants/bare.patch").write_text("--- a/x\n+++ b/x\n")
+    status, output = run(checkout, "bare")
+    assert (status, "# bug:" in output) == (2, True)
+
+
+def test_neither_a_hook_nor_a_repository_around_the_copy_disturbs(checkout: Path) -> None:
+    patch(checkout, "minus", "test_add")
+    (checkout / "ignored/tmp").mkdir()
+    status, output = run(checkout, GIT_DIR="/nowhere", TMPDIR=str(checkout / "ignored/tmp"))
+    assert status == 0, output
