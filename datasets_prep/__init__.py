@@ -1,0 +1,9 @@
+"""Dataset builders: dialogue logs in, a dataset folder out (`python -m datasets_prep --list`). A corpus is one module
+with `episodes(inputs, *, seed, ...)`; its further keyword arguments become options of the command line.
+"""
+
+from __future__ import annotations
+
+from datasets_prep import chat, deal_or_no_deal, maze
+
+CORPORA = {"chat": chat, "deal_or_no_deal": deal_or_no_deal, "maze": maze}

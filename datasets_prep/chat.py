@@ -1,0 +1,155 @@
+"""Dialogue logs in the general format: JSON Lines, one dialogue a line, chat messages with rewards.
+
+One raw line:
+    {"id": "42", "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "reward": 1}]}
+
+Fields of a line: `messages`; optionally `id`, `tools`, `reward` (added to the agent's last message's), `terminated`
+(default true; false means that the log was cut off) and `meta`. Fields of a message: `role`, `content`; optionally
+`tool_calls`, `reward`, `loss_mask` (0: not to be learned from), `logp`; `name` and `tool_call_id` are allowed, as in
+others' logs, but not encoded. Licence and home page: your own.
+
+Decision: every line is parsed by itself against a typed schema. Types are strict (a reward "1" or true is a fault, not
+a number), unknown fields are faults, and a fault costs one line, never the file. A blank line is no dialogue.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from datasets_prep.rejects import Placed, Reject
+from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True):
+    role: str
+    content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    reward: float | None = None
+    loss_mask: Literal[0, 1] | None = None
+    logp: float | list[float | None] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+
+
+class Dialogue(msgspec.Struct, forbid_unknown_fields=True):
+    messages: list[Message]
+    id: str | int | None = None
+    tools: list[dict[str, Any]] | None = None
+    reward: float | None = None
+    terminated: bool = True
+    meta: dict[str, Any] | None = None
+
+
+FIELDS = tuple(dict.fromkeys([*Dialogue.__struct_fields__, *Message.__struct_fields__]))
+
+
+def episodes(inputs: list[Path], *, seed: int = 0, agent_role: str = AGENT) -> Iterator[Episode | Reject]:
+    """The dialogues of JSON Lines files, one episode or reject a line that is not blank.
+
+    agent_role: the role that the policy is to play; its messages become the agent's, and `assistant`'s the partner's.
+    Raises InputError for a file that cannot be read or holds no line. seed is not used.
+    """
+    if not inputs:
+        raise InputError("chat reads log files: give --input FILE.jsonl")
+    decoder = msgspec.json.Decoder(Dialogue)
+    for path in inputs:
+        if path.is_dir():
+            raise InputError(f"--input {path} is a folder; give its files")
+        if path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip"):
+            raise InputError(f"--input {path} is compressed; unpack it first")
+        empty = True
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if not line.strip():
+                    continue
+                empty = False
+                try:
+                    yield _episode(decoder, line, path, number, agent_role)
+                except Reject as fault:
+                    yield Reject(path.name, number, fault.field, fault.reason, fault.id)
+        if empty:
+            raise InputError(f"--input {path} is empty: it holds no dialogue")
+
+
+def _episode(decoder: msgspec.json.Decoder[Dialogue], line: bytes, path: Path, number: int, agent_role: str) -> Episode:
+    log = _parse(decoder, line)
+    name = f"{path.stem}-{number}" if log.id is None else str(log.id)
+    turns = []
+    for k, message in enumerate(log.messages):
+        try:
+            turns.append(_turn(message, agent_role))
+        except Reject as fault:
+            raise Reject("", 0, f"messages[{k}].{fault.field}", fault.reason, name) from None
+    if log.reward:
+        last = max((k for k, turn in enumerate(turns) if turn.role == AGENT), default=None)
+        if last is None:
+            raise Reject("", 0, "reward", "the dialogue has a reward but no message of the agent", name)
+        turns[last] = replace(turns[last], reward=turns[last].reward + log.reward)
+    return Placed(name, turns, log.terminated, log.meta or {}, log.tools, file=path.name, line=number)
+
+
+def _turn(message: Message, agent_role: str) -> Turn:
+    if message.role not in (*ROLES, agent_role):
+        near = difflib.get_close_matches(message.role, (*ROLES, agent_role), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; --agent-role names the agent's"
+        raise Reject(
+            "", 0, "role", f"{message.role!r} is none of {', '.join(dict.fromkeys((*ROLES, agent_role)))}{hint}"
+        )
+    role = message.role
+    if role == agent_role:
+        role = AGENT
+    elif role == AGENT:
+        role = PARTNER
+    if message.content is None and not message.tool_calls:
+        raise Reject("", 0, "content", "missing or null, which only a message with tool_calls may have")
+    if message.tool_calls and role != AGENT:
+        raise Reject("", 0, "tool_calls", "on a message that is not the agent's")
+    if message.loss_mask and role != AGENT:
+        raise Reject("", 0, "loss_mask", "1 on a message that is not the agent's")
+    if message.logp is not None and role != AGENT:
+        raise Reject("", 0, "logp", "on a message that is not the agent's")
+    return Turn(
+        role=role,
+        text=message.content or "",
+        reward=message.reward or 0.0,
+        logp=message.logp,
+        act=message.loss_mask != 0,
+        tool_calls=message.tool_calls or None,
+    )
+
+
+def _parse(decoder: msgspec.json.Decoder[Dialogue], line: bytes) -> Dialogue:
+    try:
+        return decoder.decode(line)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error)) from None
+    except msgspec.DecodeError as error:
+        raise Reject("", 0, "", f"not a JSON object on one line ({error})") from None
+    except UnicodeDecodeError:
+        raise Reject("", 0, "", "not valid UTF-8") from None
+    except RecursionError:
+        raise Reject("", 0, "", "nested too deeply") from None
+
+
+def _explain(message: str) -> Reject:
+    """msgspec's "what - at `$.path`" as field and reason, with the near name for an unknown field."""
+    what, _, where = message.partition(" - at `$")
+    field = where.strip("`").lstrip(".")
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
+    if unknown is None:
+        return Reject("", 0, field, what)
+    name = unknown.group(1)
+    near = difflib.get_close_matches(name, FIELDS, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "put facts of your own under 'meta'"
+    return Reject("", 0, f"{field}.{name}".lstrip("."), f"unknown field {name!r}; {hint}")

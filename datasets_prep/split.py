@@ -1,0 +1,89 @@
+"""Which split a dialogue belongs to. Decision: a pure function of the seed and the dialogue's group, so that the two
+sides of a dialogue, or all dialogues of a scenario, never stand on both sides of the border, however the input is
+ordered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from datasets_prep.rejects import Reject
+from ilql.types import Episode, InputError
+
+Item = tuple[str, Episode | Reject]  # the split, and what stands in it
+
+
+def group(episode: Episode) -> str:
+    """What splits keep together: `meta["group"]`, or else the id without the mark of a side (`42:a`, `42:b`)."""
+    if "group" in episode.meta:
+        value = episode.meta["group"]
+        return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return re.sub(r":[a-z]$", "", episode.id)
+
+
+def share(seed: int, key: str) -> float:
+    """A number in [0, 1) that depends on nothing but the seed and the key."""
+    digest = hashlib.blake2b(f"{seed}:{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
+
+
+def parse(value: str | None) -> float | Path | None:
+    """`--validation` as a fraction, a file, or None."""
+    if value is None:
+        return None
+    try:
+        fraction = float(value)
+    except ValueError:
+        path = Path(value)
+        if not path.exists():
+            raise InputError(f"--validation {value!r} is neither a fraction such as 0.05 nor a file") from None
+        return path
+    if fraction == 0:
+        return None
+    if not 0 < fraction < 1:
+        raise InputError(f"--validation {value}: a fraction lies between 0 and 1")
+    return fraction
+
+
+def items(
+    corpus: ModuleType, inputs: list[Path], validation: float | Path | None, seed: int, options: dict[str, Any]
+) -> Iterator[Item]:
+    """Every episode of a corpus with its split; an id that was seen before is a Reject.
+
+    A validation file is either asked for the groups that it names (a corpus with `groups(path)`), which are then taken
+    out of train, or is itself the validation split.
+    """
+    if isinstance(validation, Path) and any(validation.samefile(path) for path in inputs):
+        raise InputError(f"--validation {validation} is also an --input; give another file or a fraction")
+    held: set[str] | None = None
+    sources = [("train", corpus.episodes(inputs, seed=seed, **options))]
+    if isinstance(validation, Path):
+        if hasattr(corpus, "groups"):
+            held = corpus.groups(validation)
+        else:
+            sources.append(("validation", corpus.episodes([validation], seed=seed, **options)))
+    seen: set[str] = set()
+    held_out = 0
+    for name, source in sources:
+        for item in source:
+            if isinstance(item, Reject):
+                yield name, item
+                continue
+            if item.id in seen:
+                yield name, Reject("", 0, "id", f"{item.id!r} is the id of an earlier dialogue", item.id).at(item)
+                continue
+            seen.add(item.id)
+            split = name
+            if isinstance(validation, float):
+                split = "validation" if share(seed, group(item)) < validation else "train"
+            elif held is not None and group(item) in held:
+                split, held_out = "validation", held_out + 1
+            yield split, item
+    if held is not None and not held_out:
+        raise InputError(f"--validation {validation}: no dialogue of --input is of a group that this file names")

@@ -1,0 +1,52 @@
+"""Arrow files of one split. Decision: uncompressed IPC streams, closed at a size limit, written batch by batch, so
+memory does not grow with the corpus and every reader can map the files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from datasets_prep.encode import Row
+from ilql.schema import SCHEMA
+
+FILE_BYTES = 256 * 2**20
+
+
+def batch(rows: list[Row]) -> pa.RecordBatch:
+    """Rows as one Arrow batch of `ilql.schema.SCHEMA`."""
+    columns = [pa.array([row[field.name] for row in rows], type=field.type) for field in SCHEMA]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+class SplitWriter:
+    """Writes `folder/split/data-00000.arrow` and so on; the folder appears with the first batch."""
+
+    def __init__(self, folder: Path, split: str, file_bytes: int = FILE_BYTES) -> None:
+        self._folder, self._split, self._limit = folder, split, file_bytes
+        self._stream: pa.ipc.RecordBatchStreamWriter | None = None
+        self._bytes = 0
+        self.files: dict[str, int] = {}  # name inside the dataset -> rows
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        if self._stream is None:
+            name = f"{self._split}/data-{len(self.files):05d}.arrow"
+            path = self._folder / name
+            path.parent.mkdir(exist_ok=True)
+            self._stream, self._bytes = pa.ipc.new_stream(str(path), SCHEMA), 0
+            self.files[name] = 0
+        self._stream.write_batch(rows)
+        self._bytes += rows.nbytes
+        self.files[next(reversed(self.files))] += rows.num_rows
+        if self._bytes >= self._limit:
+            self.close()
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    @property
+    def rows(self) -> int:
+        return sum(self.files.values())
