@@ -1,0 +1,275 @@
+"""Checkpoints that survive a kill and say when they did not. Decision: safetensors and JSON only, nothing is pickled,
+so that a checkpoint from a stranger is data and never code.
+
+A checkpoint is a folder. It is written beside its place under a temporary name, every file is flushed to the disk,
+`manifest.json` (size and sha256 of each file, and its own digest) is written last, and then the folder is renamed. So a
+folder under its final name is whole, and one that was damaged later is told from its digests.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ilql.schema import sha256
+from ilql.types import InputError
+
+VERSION = 1
+TEMPORARY = ".tmp-"
+INVALID = "invalid-"
+_STEP = re.compile(r"step-(\d+)")
+_NAME = re.compile(r"[A-Za-z0-9_]+\.(safetensors|json)")
+
+
+class Damaged(Exception):
+    """A checkpoint folder that must not be loaded; the text says why."""
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file in one step: written beside, flushed, renamed."""
+    beside = path.with_name(f"{TEMPORARY}{path.name}")
+    with beside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    fsync(path.parent)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Flush a finished temporary folder and give it its name. What stood there before is removed after the exchange."""
+    for path in sorted(temporary.rglob("*")):
+        fsync(path)
+    fsync(temporary)
+    old = final.with_name(f"{TEMPORARY}old-{final.name}")
+    if final.exists():
+        final.rename(old)
+    temporary.rename(final)
+    fsync(final.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written. Only the owner of the run's lock may call it."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def make_temporary(final: Path, size: int) -> Path:
+    """An empty folder beside `final` for about `size` bytes; InputError where the disk has no room for them."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(final.parent).free
+    if free < size:
+        raise InputError(f"{final} needs {size} bytes but the disk has {free} left; free some space, then use --resume")
+    temporary = final.with_name(f"{TEMPORARY}{final.name}")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir()
+    return temporary
+
+
+def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]) -> None:
+    """Write one checkpoint: `<name>.safetensors` for each of `tensors`, `<name>.json` for each of `documents`.
+
+    On any failure nothing under the final name has changed, and the temporary folder is removed.
+    """
+    size = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+    temporary = make_temporary(folder, size + (1 << 20))
+    try:
+        for name, group in tensors.items():
+            save_file({k: t.detach().cpu().contiguous() for k, t in group.items()}, temporary / f"{name}.safetensors")
+        for name, document in documents.items():
+            text = json.dumps(document, indent=1, allow_nan=False)
+            (temporary / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(temporary.iterdir())}
+        manifest = {"version": VERSION, "files": files}
+        manifest["digest"] = _digest(manifest)
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        publish(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"{folder} cannot be written ({error}); earlier checkpoints are untouched") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Digest of a manifest without its own digest field."""
+    rest = {k: v for k, v in manifest.items() if k != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def verify(folder: Path) -> list[str]:
+    """The names of a checkpoint's files, after every byte was checked. Raises Damaged with the reason."""
+    path = folder / "manifest.json"
+    if path.is_symlink() or not path.is_file():
+        raise Damaged("manifest.json is missing")
+    try:
+        manifest = json.loads(path.read_bytes())
+        if manifest["digest"] != _digest(manifest):
+            raise Damaged("manifest.json does not match its own digest")
+        if manifest["version"] != VERSION:
+            raise Damaged(f"version {manifest['version']!r}, but this package reads version {VERSION}")
+        files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"manifest.json cannot be read ({type(error).__name__})") from None
+    for name, (size, digest) in files.items():
+        if not _NAME.fullmatch(name) or name == "manifest.json":
+            raise Damaged(f"manifest.json names a file {name!r} that is not part of a checkpoint")
+        file = folder / name
+        if file.is_symlink() or not file.is_file():
+            raise Damaged(f"{name} is missing")
+        if file.stat().st_size != size:
+            raise Damaged(f"{name} has {file.stat().st_size} bytes instead of {size}")
+        if sha256(file) != digest:
+            raise Damaged(f"{name} does not match its sha256")
+    return list(files)
+
+
+def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors (on the CPU) and documents of a checkpoint, as `save` was given them. Raises Damaged."""
+    tensors: dict[str, dict[str, Tensor]] = {}
+    documents: dict[str, Any] = {}
+    for name in verify(folder):
+        stem, kind = name.rsplit(".", 1)
+        if kind == "json":
+            documents[stem] = json.loads((folder / name).read_bytes())
+        else:
+            tensors[stem] = load_file(folder / name)
+    return tensors, documents
+
+
+def steps(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a run by step, in rising order, whether valid or not."""
+    found = {int(m[1]): p for p in folder.glob("step-*") if p.is_dir() and (m := _STEP.fullmatch(p.name))}
+    return dict(sorted(found.items()))
+
+
+def latest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest valid checkpoint of a `checkpoints` folder (None where there is none), and why newer ones are not."""
+    skipped: dict[Path, str] = {}
+    for path in reversed(steps(folder).values()):
+        try:
+            verify(path)
+        except (Damaged, OSError) as error:
+            skipped[path] = str(error)
+        else:
+            return path, skipped
+    return None, skipped
+
+
+def set_aside(paths: Iterable[Path]) -> None:
+    """Rename damaged checkpoints, so that they are neither found nor counted among those to keep."""
+    for path in paths:
+        aside = path.with_name(INVALID + path.name)
+        if aside.exists():
+            shutil.rmtree(aside)
+        path.rename(aside)
+
+
+def prune(folder: Path, keep: int, best: int | None) -> None:
+    """Delete all checkpoints but the newest `keep` and the one of step `best`."""
+    found = steps(folder)
+    for step in list(found)[:-keep]:
+        if step != best:
+            shutil.rmtree(found[step])
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every weight once (tied ones under their first name) and the buffers that are part of the state."""
+    state = model.state_dict(keep_vars=True)
+    out: dict[str, Tensor] = {name: p.data for name, p in model.named_parameters()}
+    return out | {name: b for name, b in model.named_buffers() if name in state}
+
+
+@torch.no_grad()
+def load_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's weights into a model of the same shape, in place; nothing may be missing or left over."""
+    mine = model_tensors(model)
+    if mine.keys() != tensors.keys():
+        name = sorted(mine.keys() ^ tensors.keys())[0]
+        raise InputError(f"the checkpoint and the model differ: {name!r} is in one only; use the run's own config.yaml")
+    for name, tensor in tensors.items():
+        if mine[name].shape != tensor.shape or mine[name].dtype != tensor.dtype:
+            raise InputError(f"the checkpoint's {name!r} has another shape or type; use the run's own config.yaml")
+        mine[name].copy_(tensor)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """The optimizer's state as `<parameter name>/<entry>`; every entry of AdamW's is a tensor."""
+    return {f"{names[p]}/{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
+) -> None:
+    """Restore what `optimizer_tensors` gave, on each parameter's device; the step counter stays where it was made."""
+    by_name = {name: p for p, name in names.items()}
+    for full, tensor in tensors.items():
+        name, key = full.rsplit("/", 1)
+        if name not in by_name:
+            raise InputError(
+                f"the checkpoint optimizes {name!r}, which the model does not; use the run's own config.yaml"
+            )
+        parameter = by_name[name]
+        device = parameter.device if key != "step" or optimizer.defaults.get("fused") else torch.device("cpu")
+        optimizer.state[parameter][key] = tensor.clone().to(device)
+
+
+def random_states() -> dict[str, Any]:
+    """All random states of this process, JSON-able."""
+    kind, words, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 - the global one is used by others
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    version, state, gauss_next = random.getstate()
+    return {
+        "python": [version, list(state), gauss_next],
+        "numpy": [str(kind), np.asarray(words).tolist(), int(position), int(has_gauss), float(gauss)],
+        "torch": _encode(torch.get_rng_state()),
+        "cuda": [_encode(t) for t in cuda],
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Restore what `random_states` gave."""
+    version, state, gauss_next = states["python"]
+    random.setstate((version, tuple(state), gauss_next))
+    kind, words, *rest = states["numpy"]
+    np.random.set_state((kind, np.asarray(words, np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(_decode(states["torch"]))
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all([_decode(t) for t in states["cuda"]])
+
+
+def _encode(tensor: Tensor) -> str:
+    return base64.b64encode(tensor.numpy().tobytes()).decode()
+
+
+def _decode(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -1,0 +1,87 @@
+"""The command `ilql`: the same functions as the scripts, so that an installed package can do everything. Decision: a
+command's module is imported when the command is called, and bad input ends in one line and status 2, never a traceback.
+
+Status: 0 done, 1 training broke down (a loss that is not finite), 2 the input or an option cannot be used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from ilql import __version__
+from ilql.types import InputError
+
+# Command -> the function behind it and one line for the help.
+COMMANDS = {
+    "prep": ("datasets_prep.__main__:main", "build a dataset from dialogue logs"),
+    "train": ("ilql.cli:train_main", "train an algorithm on datasets"),
+    "eval": ("ilql.evaluate:main", "play episodes with a trained policy and print the table"),
+    "export": ("ilql.export:main", "write a run's actor as a plain language model"),
+    "annotate": ("ilql.annotate:main", "add columns that need a model"),
+}
+TRAIN_HELP = """usage: train.py --config FILE.yaml [--key value ...] [--resume] [--allow-inexact]
+
+A key given here wins over the file's; lists take several values: --data.path A B.
+  --resume         continue the run in --output from its newest valid checkpoint
+  --allow-inexact  resume even where the result may differ from an uninterrupted run's
+
+"""
+
+
+def guard(work: Callable[[], int | None]) -> int:
+    """Run a command's work; bad input becomes `error: ...` on stderr and status 2."""
+    try:
+        return work() or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def train_main(argv: Sequence[str] | None = None) -> int:
+    """`train.py`: options as in `ilql.config`, and --resume, --allow-inexact; returns the exit status."""
+    return guard(lambda: _train(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _train(argv: list[str]) -> int:
+    from ilql.config import load_config, options
+
+    if "-h" in argv or "--help" in argv:
+        print(TRAIN_HELP + options())
+        return 0
+    flags = {name: name in argv for name in ("--resume", "--allow-inexact")}
+    cfg = load_config([word for word in argv if word not in flags])
+
+    import torch.distributed
+
+    from ilql.trainer import TrainingError, train
+
+    try:
+        run = train(cfg, resume=flags["--resume"], allow_inexact=flags["--allow-inexact"])
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    print(f"run folder: {run}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`ilql COMMAND ...`; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["--version"]:
+        print(f"ilql {__version__}")
+        return 0
+    if not words or words[0] in ("-h", "--help"):
+        lines = [f"  {name:10}{text}" for name, (_, text) in COMMANDS.items()]
+        print("usage: ilql COMMAND ...\n\n" + "\n".join(lines) + "\n\nilql COMMAND --help shows its options")
+        return 0 if words else 2
+    if words[0] not in COMMANDS:
+        print(f"error: unknown command {words[0]!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module, _, function = COMMANDS[words[0]][0].partition(":")
+    command = getattr(importlib.import_module(module), function)
+    return guard(lambda: command(words[1:]))

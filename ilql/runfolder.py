@@ -1,0 +1,153 @@
+"""The run folder: who may write it, and what lies in it beside the checkpoints. Decision: it is made only after every
+input has been checked, one process holds its lock, and `model/` appears in one step, so no other program ever sees half
+of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import accelerate
+import torch
+import transformers
+
+from ilql import checkpoint
+from ilql.algos import ALGOS
+from ilql.config import TrainConfig, dump, flat, load_config
+from ilql.model import ILQLModel
+from ilql.types import InputError
+
+# What may differ between the run that was interrupted and the one that goes on without changing a single weight.
+HARMLESS = ("output", "log.keep", "log.tensorboard", "log.model", "batch.workers")
+
+
+def check(cfg: TrainConfig, resume: bool, allow_inexact: bool) -> bool:
+    """Whether there is a run to continue. Refuses a folder that exists (without `resume`), or one of another config."""
+    run = Path(cfg.output)
+    if not run.exists():
+        return False
+    if not resume:
+        raise InputError(f"the run folder {run} exists; choose another --output, or continue it with --resume")
+    path = run / "config.yaml"
+    if not path.is_file():
+        if any(p.name != ".lock" and not p.name.startswith(checkpoint.TEMPORARY) for p in run.iterdir()):
+            raise InputError(f"{run} is not a run folder: it has no config.yaml; choose another --output")
+        return False
+    old, new = flat(load_config(["--config", str(path)])), flat(cfg)
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in HARMLESS)
+    if changed and not allow_inexact:
+        key = changed[0]
+        raise InputError(
+            f"{path} has {key} = {old.get(key)!r}, now it is {new.get(key)!r}; "
+            "resume with the same config, or accept another course with --allow-inexact"
+        )
+    return True
+
+
+def claim(run: Path) -> IO[str]:
+    """Make the folder if need be and lock it for this process; the lock falls with the process, however it ends."""
+    run.mkdir(parents=True, exist_ok=True)
+    lock = (run / ".lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise InputError(f"another process is training in {run}; wait for it or choose another --output") from None
+    (run / "checkpoints").mkdir(exist_ok=True)
+    checkpoint.sweep(run)
+    checkpoint.sweep(run / "checkpoints")
+    return lock
+
+
+def describe(cfg: TrainConfig, manifest: Mapping[str, Any]) -> None:
+    """Write config.yaml and data.json."""
+    run = Path(cfg.output)
+    checkpoint.write_text(run / "data.json", json.dumps(manifest, indent=1) + "\n")
+    checkpoint.write_text(run / "config.yaml", dump(cfg))
+
+
+def environment(processes: int, device: str, datasets: list[str]) -> dict[str, Any]:
+    """What the bits of a result depend on beside config and code. datasets: digests of the manifests."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "device": device,
+        "datasets": datasets,
+    }
+
+
+def check_environment(recorded: Mapping[str, Any], now: Mapping[str, Any], allow_inexact: bool) -> str | None:
+    """None where a resumed run will be bit-identical; else the reason, raised unless it is allowed."""
+    for key, value in now.items():
+        if recorded.get(key) != value:
+            reason = f"the checkpoint was made with {key} {recorded.get(key)!r}, this process has {value!r}"
+            if not allow_inexact:
+                raise InputError(f"{reason}; restore that, or accept other bits with --allow-inexact")
+            return reason
+    return None
+
+
+def export(
+    cfg: TrainConfig, model: ILQLModel, tokenizer: Any, manifest: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
+    """Write `model/`: weights, tokenizer and the model card. facts: the metrics to report."""
+    final = Path(cfg.output) / "model"
+    size = sum(t.numel() * t.element_size() for t in checkpoint.model_tensors(model).values())
+    temporary = checkpoint.make_temporary(final, size + (1 << 22))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card(cfg, manifest, facts), encoding="utf-8")
+        checkpoint.publish(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def card(cfg: TrainConfig, manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """The model card: how to use the model, what it was trained on and how, and what came out."""
+    metrics = "\n".join(f"| {name} | {value:.6g} |" for name, value in facts.items())
+    corpus = manifest.get("corpus", "unknown")
+    arguments = json.dumps(manifest.get("arguments", {}), ensure_ascii=False)
+    beta = ", beta=4.0" if ALGOS[cfg.algo].CRITIC == "vocabulary" else ""
+    return f"""---
+library_name: transformers
+tags: [offline-rl, dialogue, {cfg.algo}]
+---
+# {cfg.algo} on {corpus}
+
+A language policy trained by offline reinforcement learning (`{cfg.algo}`) on dialogue logs.
+
+```python
+import ilql.model  # registers the model class
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = (c.from_pretrained("THIS FOLDER") for c in (AutoModelForCausalLM, AutoTokenizer))
+model.generate(**tokenizer("...", return_tensors="pt"){beta})
+```
+
+## Data
+
+Corpus `{corpus}` at {manifest["step"]} steps, built with `{arguments}`.
+
+## Metrics
+
+| name | value |
+|---|---|
+{metrics}
+
+## Config
+
+```yaml
+{dump(cfg)}```
+"""

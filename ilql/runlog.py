@@ -1,0 +1,108 @@
+"""What a run writes while it trains. Decision: two JSONL files. `metrics.jsonl` holds only what the same config and
+seed always give again, so that two runs can be compared byte by byte; whatever depends on the machine's mood (seconds,
+rates) goes to `timing.jsonl`. Both are cut back to a recorded length on resume, so that no row ever appears twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from ilql.types import InputError
+
+METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is reported and kept, and how often, in optimizer steps (0 for never).
+
+    every: a row of metrics, means since the last one. validate_every: the same losses on the validation split, on a
+    fixed set of at most validation_batches micro-batches. checkpoint_every: and at the end; the newest `keep` stay, and
+    the one with the lowest validation total always. model: which weights `model/` gets. tensorboard: the rows too.
+    """
+
+    every: int = 10
+    validate_every: int = 0
+    validation_batches: int = 50
+    checkpoint_every: int = 1000
+    keep: int = 2
+    model: Literal["last", "best"] = "last"
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise InputError(f"log.every is {self.every}, but must be at least 1")
+        if min(self.validate_every, self.checkpoint_every) < 0 or self.validation_batches < 1:
+            raise InputError(
+                "log.validate_every and log.checkpoint_every must be at least 0, log.validation_batches at least 1"
+            )
+        if self.keep < 2:
+            raise InputError(f"log.keep is {self.keep}, but at least 2 checkpoints are kept: the newest may be damaged")
+        if self.model == "best" and not self.validate_every:
+            raise InputError("log.model is best, which needs log.validate_every above 0")
+
+
+class RunLog:
+    """The two files, TensorBoard, and their positions. On processes other than the first, `folder` is None: no-ops."""
+
+    def __init__(
+        self, folder: Path | None, *, positions: dict[str, int] | None = None, tensorboard: bool = False
+    ) -> None:
+        """positions: byte lengths to cut each file back to; None begins both anew."""
+        self.files: dict[str, IO[bytes]] = {}
+        self.board: Any = None
+        self.since = time.perf_counter()
+        if folder is None:
+            return
+        for name in (METRICS, TIMING):
+            path = folder / name
+            path.touch()
+            at = (positions or {}).get(name, 0)
+            if path.stat().st_size < at:
+                raise InputError(f"{path} is shorter than its checkpoint recorded ({at} bytes); start a new run")
+            os.truncate(path, at)
+            self.files[name] = path.open("ab")
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise InputError("log.tensorboard needs the tensorboard package: pip install tensorboard") from None
+            self.board = SummaryWriter(str(folder / "tensorboard"))
+
+    def positions(self) -> dict[str, int]:
+        """Byte lengths after flushing everything to the disk: what a checkpoint records."""
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return {name: file.tell() for name, file in self.files.items()}
+
+    def metrics(self, row: dict[str, float | int]) -> None:
+        """One row. Every value is finite: the trainer stops before it would report another."""
+        self._write(METRICS, row)
+        if self.board is not None:
+            for name, value in row.items():
+                self.board.add_scalar(name, value, row["step"])
+
+    def timing(self, step: int, tokens: float, decisions: float) -> None:
+        """The rates since the last call (tokens and decisions are the totals of all processes)."""
+        now = time.perf_counter()
+        seconds = max(now - self.since, 1e-9)
+        self.since = now
+        rates = {"tokens_per_second": tokens / seconds, "decisions_per_second": decisions / seconds}
+        self._write(TIMING, {"step": step, "seconds": seconds, **rates})
+
+    def _write(self, name: str, row: dict[str, float | int]) -> None:
+        if name in self.files:
+            self.files[name].write((json.dumps(row, allow_nan=False) + "\n").encode())
+            self.files[name].flush()
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+        if self.board is not None:
+            self.board.close()

@@ -1,0 +1,373 @@
+"""The training loop. Decision: we count ourselves. The micro-batches of an optimizer step are collated first, their
+decisions (N) and action tokens (M) are counted over all processes, and every loss vector's sum is divided by that
+global count; so the gradient does not depend on how a step is split into micro-batches or processes.
+
+Everything that a step depends on is in `Progress`, the weights, the optimizer and the random states: a run that was
+killed goes on bit by bit as if it had not been.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Generator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ilql import checkpoint, runfolder, warmstart
+from ilql.algos import ALGOS
+from ilql.config import TrainConfig
+from ilql.data import Batch
+from ilql.feed import Feed, read
+from ilql.launch import say, start
+from ilql.learner import Learner, check_fits
+from ilql.model import ILQLModel, build
+from ilql.optim import adamw, learning_rate
+from ilql.runlog import RunLog
+from ilql.scores import SCORES
+from ilql.types import InputError
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the weights are those of the last whole step. The text says why and what to try."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands, JSON-able. step: optimizer steps done. epoch, batch: the next micro-batch of this order.
+
+    sums, rows: metrics since the last row of the log. best: step and validation total of the best checkpoint.
+    reports: the last value of each metric.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    rows: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] | None = None
+    reports: dict[str, float] = field(default_factory=dict)
+
+
+def train(cfg: TrainConfig, *, resume: bool = False, allow_inexact: bool = False) -> Path:
+    """Train by a config; returns the run folder. Every process of a distributed run calls it.
+
+    resume: continue the run in `cfg.output` from its newest valid checkpoint, or begin it where there is none.
+    allow_inexact: continue even where config, versions, threads or processes make other bits than an uninterrupted run.
+    Raises InputError before anything is written where the input cannot be used, TrainingError where numbers break down.
+    """
+    accelerator = start(cfg)
+    known = runfolder.check(cfg, resume, allow_inexact)
+    begins = not (known and checkpoint.steps(Path(cfg.output) / "checkpoints"))
+    feed = read(cfg, accelerator.process_index, accelerator.num_processes)
+    set_seed(cfg.seed)
+    model = make_model(cfg, feed)
+    if cfg.init_from and begins:
+        say(accelerator, warmstart.load(model, Path(cfg.init_from)))
+    accelerator.wait_for_everyone()  # nobody makes the folder before all have looked for it
+    lock = runfolder.claim(Path(cfg.output)) if accelerator.is_main_process else None
+    try:
+        run = Run(cfg, accelerator, feed, model)
+        if not begins and not run.restore(allow_inexact) and cfg.init_from:
+            run.say(warmstart.load(model, Path(cfg.init_from)))
+        if accelerator.is_main_process:
+            runfolder.describe(cfg, feed.manifest)
+        run.go()
+    finally:
+        if lock is not None:
+            lock.close()
+    return Path(cfg.output)
+
+
+def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
+    """The model that the config describes, for the datasets' tokenizer."""
+    algo = ALGOS[cfg.algo]
+    encoder = feed.encoder
+    if cfg.init_from:
+        theirs = warmstart.tokenizer_of(Path(cfg.init_from))
+        if theirs not in (None, feed.manifest["tokenizer"]["sha256"]):
+            raise InputError(
+                f"init_from: {cfg.init_from} was trained with another tokenizer than {cfg.data.path[0]} has; "
+                f"build the dataset with --tokenizer {cfg.init_from}/model"
+            )
+    model = build(
+        cfg.model,
+        vocab_size=encoder.vocab_size,
+        bos_id=encoder.bos_id,
+        pad_id=encoder.pad_id,
+        end_ids=encoder.end_ids,
+        critic=algo.CRITIC,
+        history=cfg.data.history,
+        scores=next(name for name, score in SCORES.items() if score is algo.scores),
+        reward_scale=cfg.data.reward_scale,
+        algo=cfg.algo,
+    )
+    check_fits(model, feed.longest, encoder.vocab_size)
+    return model
+
+
+class Run:
+    """One training run: the parts, and what happens to them at every step."""
+
+    def __init__(self, cfg: TrainConfig, accelerator: Accelerator, feed: Feed, model: ILQLModel) -> None:
+        self.cfg, self.accelerator, self.feed, self.model = cfg, accelerator, feed, model
+        self.algo = ALGOS[cfg.algo]
+        self.folder = Path(cfg.output)
+        self.main = accelerator.is_main_process
+        self.learner = accelerator.prepare(Learner(model, self.algo, cfg.hyper))
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = adamw(cfg.optim, self.parameters)
+        self.dtype = next(model.parameters()).dtype
+        self.progress = Progress()
+        self.counted = [0.0, 0.0]  # tokens and decisions since the last row, for the timing only
+        self.positions: dict[str, int] | None = None
+        self.environment = runfolder.environment(accelerator.num_processes, accelerator.device.type, feed.digests)
+        set_seed(cfg.seed + accelerator.process_index)  # after the model is built: processes differ in dropout only
+
+    def say(self, text: str) -> None:
+        say(self.accelerator, text)
+
+    # ---- the loop ----------------------------------------------------------------------------------------------------
+
+    def go(self) -> None:
+        """Train to the last step, then write `model/`."""
+        cfg, progress = self.cfg, self.progress
+        log = RunLog(self.folder if self.main else None, positions=self.positions, tensorboard=cfg.log.tensorboard)
+        bar = tqdm(total=cfg.steps, initial=progress.step, disable=not self.main, unit="step", mininterval=1.0)
+        stream = self.micro_batches()
+        try:
+            while progress.step < cfg.steps:
+                window = [next(stream) for _ in range(cfg.batch.accumulate)]
+                total = self.step(window)
+                bar.update()
+                bar.set_postfix(loss=f"{total:.4g}", refresh=False)
+                last = progress.step == cfg.steps
+                improved = self.report(log, last)
+                if improved or last or _due(progress.step, cfg.log.checkpoint_every):
+                    self.save(log)
+        finally:
+            stream.close()
+            bar.close()
+            log.close()
+        self.finish()
+
+    def micro_batches(self) -> Generator[Batch]:
+        """Micro-batches from where `progress` stands, without end; `progress` moves as they are taken."""
+        progress = self.progress
+        while True:
+            rows = self.feed.order.batches(progress.epoch)[progress.batch :]
+            # A loader draws from the global random state unless it has a generator of its own.
+            loader: DataLoader[Any] = DataLoader(
+                self.feed.rows,  # type: ignore[arg-type]
+                batch_sampler=rows,
+                collate_fn=self.feed.collate,
+                num_workers=self.cfg.batch.workers,
+                generator=torch.Generator(),
+            )
+            for batch in loader:
+                progress.batch += 1
+                yield batch
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+
+    def losses(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The unreduced loss vectors of a batch."""
+        device = self.accelerator.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.bf16):
+            return module(batch.to(device, self.dtype))  # type: ignore[no-any-return]
+
+    def reduce(self, values: list[float] | Tensor) -> list[float]:
+        """Sum numbers over all processes."""
+        tensor = torch.as_tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.reduce(tensor, reduction="sum").tolist()  # type: ignore[no-any-return, union-attr]
+
+    def step(self, window: list[Batch]) -> float:
+        """One optimizer step on a window of micro-batches; returns the total loss. Raises TrainingError before the
+        weights move if a loss or the gradient is not finite."""
+        cfg, accelerator = self.cfg, self.accelerator
+        counts = [(b.n, b.m, len(b.tokens)) for b in window]
+        n, m, tokens = self.reduce([float(sum(column)) for column in zip(*counts, strict=True)])
+        self.learner.train()
+        terms: list[dict[str, Tensor]] = []
+        for i, batch in enumerate(window):
+            # Gradients travel between processes once a step, with the last micro-batch.
+            quiet = accelerator.no_sync(self.learner) if i + 1 < len(window) else nullcontext()
+            with quiet:
+                parts = self.weighted(self.losses(self.learner, batch), n, m)
+                # DDP averages the gradients; the counts are global, so the sum is wanted.
+                accelerator.backward(torch.stack(list(parts.values())).sum() * accelerator.num_processes)
+            terms.append({name: part.detach().double() for name, part in parts.items()})
+        names = list(terms[0])
+        values = self.reduce(torch.stack([torch.stack([t[k] for k in names]) for t in terms]).sum(0))
+        metrics = dict(zip(names, values, strict=True))
+        metrics["total"] = math.fsum(values)
+        metrics["grad_norm"] = self.clip()
+        if not all(map(math.isfinite, metrics.values())):
+            self.stop(window, terms, metrics)
+        rate = learning_rate(cfg.optim, self.progress.step, cfg.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.algo.CRITIC:
+            self.model.update_targets(cfg.hyper.polyak)
+        self.progress.step += 1
+        self.progress.rows += 1
+        for name, value in metrics.items():
+            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+        self.counted = [self.counted[0] + tokens, self.counted[1] + n]
+        return metrics["total"]
+
+    def weighted(self, vectors: Mapping[str, Tensor], n: float, m: float) -> dict[str, Tensor]:
+        """Each vector's share in the window's mean: its sum over the global count of tokens or decisions."""
+        return {k: x.sum() / max(1.0, m if k in self.algo.PER_TOKEN else n) for k, x in vectors.items()}
+
+    def clip(self) -> float:
+        """Clip the gradient; returns its norm before that."""
+        if self.accelerator.num_processes > 1 and self.progress.step == 0:
+            unused = [name for name, p in self.parameters.items() if p.grad is None]
+            if unused:  # DDP would leave the first step's gradients unaveraged without a word
+                raise RuntimeError(f"{self.cfg.algo} does not train {unused[0]}; freeze it")
+        most = math.inf if self.cfg.optim.clip is None else self.cfg.optim.clip
+        return float(self.accelerator.clip_grad_norm_(self.parameters.values(), most))  # type: ignore[arg-type]
+
+    def stop(self, window: list[Batch], terms: list[dict[str, Tensor]], metrics: Mapping[str, float]) -> None:
+        """Raise TrainingError that names the dialogues of the micro-batches at fault."""
+        bad = [b.ids for b, t in zip(window, terms, strict=True) if not all(x.isfinite() for x in t.values())]
+        found = gather_object([i for ids in bad for i in ids])
+        ids = found or gather_object([i for b in window for i in b.ids])
+        self.optimizer.zero_grad(set_to_none=True)
+        name = next(k for k, v in metrics.items() if k != "total" and not math.isfinite(v))
+        more = f" and {len(ids) - 20} more" if len(ids) > 20 else ""
+        raise TrainingError(
+            f"step {self.progress.step}: {name} is {metrics[name]} on dialogues {', '.join(ids[:20])}{more}; the "
+            "weights are as before this step: look at these dialogues' rewards, or lower optim.lr or data.reward_scale"
+        )
+
+    # ---- reports -----------------------------------------------------------------------------------------------------
+
+    def report(self, log: RunLog, last: bool) -> bool:
+        """Write the rows that are due after a step; returns whether the validation total is the best so far."""
+        cfg, progress = self.cfg, self.progress
+        row: dict[str, float | int] = {}
+        if last or _due(progress.step, cfg.log.every):
+            row = {"step": progress.step, "epoch": progress.epoch}
+            row["lr"] = learning_rate(cfg.optim, progress.step - 1, cfg.steps)
+            row |= {name: value / progress.rows for name, value in progress.sums.items()}
+            log.timing(progress.step, *self.counted)
+            progress.sums, progress.rows, self.counted = {}, 0, [0.0, 0.0]
+        improved = False
+        if cfg.log.validate_every and (last or _due(progress.step, cfg.log.validate_every)):
+            found = self.validate()
+            row = {"step": progress.step, "epoch": progress.epoch} | row | found
+            total = found["validation/total"]
+            improved = progress.best is None or total < progress.best["validation/total"]
+            if improved:
+                progress.best = {"step": progress.step, "validation/total": total}
+        if row:
+            log.metrics(row)
+            progress.reports |= row
+        return improved
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The means of the loss vectors over the fixed validation set."""
+        learner = self.accelerator.unwrap_model(self.learner)
+        learner.eval()
+        sums: dict[str, float] = {}
+        n = m = 0
+        for batch in self.feed.validation:
+            n, m = n + batch.n, m + batch.m
+            for name, vector in self.losses(learner, batch).items():
+                sums[name] = sums.get(name, 0.0) + float(vector.double().sum())
+        learner.train()
+        *values, all_n, all_m = self.reduce([*sums.values(), float(n), float(m)])
+        means = {
+            name: value / max(1.0, all_m if name in self.algo.PER_TOKEN else all_n)
+            for name, value in zip(sums, values, strict=True)
+        }
+        out = {f"validation/{name}": value for name, value in means.items()}
+        out["validation/total"] = math.fsum(means.values())
+        if not math.isfinite(out["validation/total"]):
+            name = next(k for k, v in out.items() if not math.isfinite(v))
+            raise TrainingError(f"step {self.progress.step}: {name} is {out[name]}; the last checkpoint stands")
+        return out
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save(self, log: RunLog) -> None:
+        """Write checkpoints/step-N, note the best, drop the oldest."""
+        states = gather_object([checkpoint.random_states()])  # one for each process
+        if self.main:
+            progress = asdict(self.progress)
+            names = {p: name for name, p in self.parameters.items()}
+            checkpoint.save(
+                self.folder / "checkpoints" / f"step-{self.progress.step}",
+                {
+                    "model": checkpoint.model_tensors(self.model),
+                    "optimizer": checkpoint.optimizer_tensors(self.optimizer, names),
+                },
+                {
+                    "trainer": {"progress": progress, "logs": log.positions(), "environment": self.environment},
+                    "random": states,
+                },
+            )
+            self.tidy()
+        self.accelerator.wait_for_everyone()
+
+    def tidy(self) -> None:
+        """best.json, and only the checkpoints that are to be kept."""
+        best = self.progress.best
+        if best is not None:
+            checkpoint.write_text(self.folder / "best.json", json.dumps(best) + "\n")
+        checkpoint.prune(self.folder / "checkpoints", self.cfg.log.keep, None if best is None else int(best["step"]))
+
+    def restore(self, allow_inexact: bool) -> bool:
+        """Go back to the newest valid checkpoint; False where there is none, and the run begins anew."""
+        path, skipped = checkpoint.latest(self.folder / "checkpoints")
+        for bad, reason in skipped.items():
+            self.say(f"skipped {bad}: {reason}")
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            checkpoint.set_aside(skipped)
+        if path is None:
+            self.say(f"{self.folder} has no valid checkpoint; it begins anew")
+            return False
+        tensors, documents = checkpoint.load(path)
+        trainer = documents["trainer"]
+        inexact = runfolder.check_environment(trainer["environment"], self.environment, allow_inexact)
+        if inexact:
+            self.say(f"not bit-identical to an uninterrupted run: {inexact}")
+        checkpoint.load_model(self.model, tensors["model"])
+        names = {p: name for name, p in self.parameters.items()}
+        checkpoint.load_optimizer(self.optimizer, names, tensors["optimizer"])
+        self.progress = Progress(**trainer["progress"])
+        self.positions = trainer["logs"]
+        states = documents["random"]
+        checkpoint.set_random_states(states[self.accelerator.process_index % len(states)])
+        self.say(f"continues from {path}")
+        return True
+
+    def finish(self) -> None:
+        """Write `model/` with the last weights, or the best."""
+        if not self.main:
+            return
+        best = self.progress.best
+        reports = dict(self.progress.reports)
+        if self.cfg.log.model == "best" and best is not None:
+            tensors, _ = checkpoint.load(self.folder / "checkpoints" / f"step-{int(best['step'])}")
+            checkpoint.load_model(self.model, tensors["model"])
+            reports = dict(best)
+        runfolder.export(self.cfg, self.model, self.feed.encoder.tokenizer, self.feed.manifest, reports)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,62 @@
+"""Start from another run's weights (`init_from`). Decision: the trunk must fit as a whole, or the run would not start
+where the user thinks; a head is taken where all of its weights fit, and otherwise left fresh. So behaviour cloning can
+come first and critics after it, and the report says which part came from where.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ilql.checkpoint import model_tensors
+from ilql.model import ILQLModel
+from ilql.types import InputError
+
+
+def tokenizer_of(run: Path) -> str | None:
+    """The sha256 of the tokenizer that a run was trained with; None where the folder does not say."""
+    path = run / "data.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["tokenizer"]["sha256"]) if path.is_file() else None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: not the data.json of a run; name another init_from") from None
+
+
+def _part(name: str) -> str:
+    """The unit that is loaded whole: `lm`, `v`, or one critic such as `q.0`."""
+    first, second, *_ = name.split(".")
+    return f"{first}.{second}" if second.isdigit() else first
+
+
+@torch.no_grad()
+def load(model: ILQLModel, run: Path) -> str:
+    """Copy the weights of RUN/model into `model`; returns a sentence that says what was loaded and what is fresh."""
+    folder = run / "model"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"init_from: {run} has no model folder; name the folder of a finished run")
+    try:
+        source = ILQLModel.from_pretrained(folder, dtype=next(model.parameters()).dtype, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"init_from: {folder} cannot be loaded ({str(error).splitlines()[0]})") from None
+    theirs, mine = model_tensors(source), model_tensors(model)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in mine.items():
+        parts.setdefault(_part(name), {})[name] = tensor
+    loaded: list[str] = []
+    fresh: list[str] = []
+    for part, tensors in parts.items():
+        unfit = [n for n, t in tensors.items() if n not in theirs or theirs[n].shape != t.shape]
+        if unfit and part == "lm":
+            there = tuple(theirs[unfit[0]].shape) if unfit[0] in theirs else "missing"
+            raise InputError(
+                f"init_from: {unfit[0]} is {there} in {folder} but {tuple(tensors[unfit[0]].shape)} here; "
+                "give model.* the same values as that run's config.yaml"
+            )
+        (fresh if unfit else loaded).append(part)
+        if not unfit:
+            for name, tensor in tensors.items():
+                tensor.copy_(theirs[name])
+    return f"loaded {', '.join(loaded)} from {folder}" + (f"; fresh: {', '.join(fresh)}" if fresh else "")

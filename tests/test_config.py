@@ -1,0 +1,194 @@
+"""The config system: what wins, what is refused and how it is said, and that what is written reads back equal."""
+
+from pathlib import Path
+
+import pytest
+
+from ilql.algos import filtered_bc, ilql
+from ilql.config import TrainConfig, dump, load_config, make_config, options
+from ilql.data import DataConfig
+from ilql.types import InputError
+
+BASE = "algo: ilql\ndata:\n  path: logs\noutput: runs/a\nsteps: 10\n"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return yaml_file(tmp_path, BASE)
+
+
+def yaml_file(folder: Path, text: str) -> Path:
+    path = folder / "x.yaml"
+    path.write_text(text)
+    return path
+
+
+def refusal(argv: list[str]) -> str:
+    with pytest.raises(InputError) as caught:
+        load_config(argv)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_defaults_stand_where_nothing_is_said(base: Path) -> None:
+    cfg = load_config(["--config", str(base)])
+    assert cfg == TrainConfig(algo="ilql", data=DataConfig(["logs"]), output="runs/a", steps=10)
+    assert isinstance(cfg.hyper, ilql.Config)
+
+
+def test_the_command_line_wins_over_the_file_wherever_it_stands(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path, BASE + "ilql:\n  tau: 0.9\n  gamma: 0.5\noptim:\n  lr: 1e-3\n")
+    for argv in (
+        ["--ilql.tau", ".8", "--config", str(path), "--steps=100", "--optim.lr", "1e-5"],
+        ["--config", str(path), "--ilql.tau", ".8", "--steps", "100", "--optim.lr=1e-5"],
+    ):
+        cfg = load_config(argv)
+        assert (cfg.hyper.tau, cfg.hyper.gamma, cfg.steps, cfg.optim.lr) == (0.8, 0.5, 100, 1e-5)
+
+
+def test_a_later_file_wins_over_an_earlier_one(base: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second.yaml"
+    second.write_text("steps: 7\noptim:\n  lr: 0.5\n")
+    cfg = load_config(["--config", str(base), "--config", str(second)])
+    assert (cfg.steps, cfg.optim.lr, cfg.output) == (7, 0.5, "runs/a")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--data.path", "a"], ["a"]),
+        (["--data.path", "a", "b"], ["a", "b"]),
+        (["--data.path", "a", "1", "--seed", "3"], ["a", "1"]),
+        (["--data.path=a"], ["a"]),
+        (["--data.path", '["a", "b"]'], ["a", "b"]),
+    ],
+)
+def test_data_path_takes_one_folder_or_several(base: Path, argv: list[str], expected: list[str]) -> None:
+    assert load_config(["--config", str(base), *argv]).data.path == expected
+
+
+def test_lists_of_numbers_on_the_command_line(base: Path) -> None:
+    cfg = load_config(["--config", str(base), "--data.path", "a", "b", "--data.weights", "1", ".5"])
+    assert cfg.data.weights == [1.0, 0.5]
+    assert cfg.data.path == ["a", "b"]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("full", None), ("3", 3), ("0", 0)])
+def test_history_is_full_or_a_number(base: Path, tmp_path: Path, text: str, expected: int | None) -> None:
+    assert load_config(["--config", str(base), "--data.history", text]).data.history == expected
+    path = yaml_file(tmp_path, BASE.replace("path: logs", f"path: logs\n  history: {text}"))
+    assert load_config(["--config", str(path)]).data.history == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--ilql.tua", ".8"], ["command line", "'ilql.tua'", "'ilql.tau'"]),
+        (["--tau", ".8"], ["'tau'", "'ilql.tau'"]),
+        (["--optim.lrr", "1"], ["'optim.lr'"]),
+        (["--ilql.ta", ".8"], ["unknown option 'ilql.ta'"]),  # no abbreviations
+        (["--ilql.tau", "high"], ["command line", "'ilql.tau'", "float", "high"]),
+        (["--steps", "1.5"], ["'steps'", "int", "1.5"]),
+        (["--seed"], ["--seed needs a value"]),
+        (["--seed", "--steps", "3"], ["--seed needs a value"]),
+        (["loose"], ["unexpected argument 'loose'"]),
+        (["--algo", "iql"], ["unknown algorithm 'iql'", "'ilql'"]),
+        (["--filtered_bc.top", ".1"], ["'filtered_bc.top'", "another algorithm than 'ilql'"]),
+        (["--optim", "other.yaml"], ["unknown option 'optim'"]),
+        (["--data.history", "all"], ["'data.history'"]),
+        (["--steps", "0"], ["steps is 0"]),
+        (["--optim.lr", "-1"], ["optim.lr"]),
+        (["--log.keep", "1"], ["log.keep"]),
+        (["--log.model", "best"], ["log.validate_every"]),
+        (["--log.model", "worst"], ["'log.model'", "worst"]),
+        (["--batch.accumulate", "0"], ["batch.accumulate"]),
+        (["--data.weights", "1", "2"], ["data.weights"]),
+        (["--bf16", "true", "--model.dtype", "float64"], ["bf16"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
+    ],
+)
+def test_a_bad_command_line_is_refused_in_one_sentence(base: Path, argv: list[str], parts: list[str]) -> None:
+    message = refusal(["--config", str(base), *argv])
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (BASE + "ilql:\n  tua: 0.8\n", ["unknown option 'ilql.tua'", "'ilql.tau'"]),
+        (BASE + "stepz: 3\n", ["'stepz'", "'steps'"]),
+        (BASE + "steps: 3\n", ["line 6", "'steps' stands twice"]),
+        (BASE + "optim: fast\n", ["'optim' is a section"]),
+        (BASE + "optim:\n  lr: fast\n", ["'optim.lr'", "float", "fast"]),
+        (BASE + "optim:\n  lr: [1]\n", ["'optim.lr'"]),
+        (BASE + "seed:\n  a: 1\n", ["'seed'"]),
+        (BASE + "ilql.tau: 0.8\n", ["'ilql.tau'", "nest the keys"]),
+        (BASE + "bc: {}\nfiltered_bc:\n  top: 0.1\n", ["'filtered_bc.top'", "another algorithm"]),
+        (BASE.replace("ilql", "ilq"), ["unknown algorithm 'ilq'", "'ilql'"]),
+        (BASE.replace("output: runs/a\n", ""), ["'output' is not set"]),
+        (BASE.replace("data:\n  path: logs\n", ""), ["'data.path' is not set"]),
+        ("- a\n", ["expected `key: value`"]),
+        ("", ["expected `key: value`"]),
+        ("a: [\n", ["line 2", "YAML"]),
+        (BASE + "seed: !!python/object/apply:os.system ['touch canary']\n", ["line 6", "YAML"]),
+        (BASE + "{}: 1\n", ["YAML"]),
+        (BASE + "? [1, 2]\n: 3\n", ["YAML"]),
+        ("\x00", ["YAML"]),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_name(
+    tmp_path: Path, text: str, parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = refusal(["--config", str(yaml_file(tmp_path, text))])
+    for part in ("x.yaml" if "is not set" not in message else "", *parts):
+        assert part in message
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_section_cannot_name_a_class_or_a_file(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path, BASE + "optim:\n  class_path: os.system\n")
+    assert "unknown option 'optim.class_path'" in refusal(["--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--data.history", "2", "--data.path", "a", "ü b: #c", "--data.weights", "1", "0.30000000000000004"],
+        ["--algo", "filtered_bc", "--filtered_bc.min_return", "-1.5", "--optim.betas", "[0.1, 0.2]"],
+        ["--algo", "bc", "--optim.clip", "null", "--init_from", "runs/0", "--batch.dialogues", "3"],
+        ["--model.extra", '{"rope_theta": 5.0, "x": [1, "2"]}', "--output", "123"],
+    ],
+)
+def test_what_is_written_reads_back_equal(base: Path, tmp_path: Path, argv: list[str]) -> None:
+    cfg = load_config(["--config", str(base), *argv])
+    written = tmp_path / "config.yaml"
+    written.write_text(dump(cfg), encoding="utf-8")
+    again = load_config(["--config", str(written)])
+    assert again == cfg
+    assert dump(again) == dump(cfg)
+
+
+def test_only_the_chosen_algorithm_is_written(base: Path) -> None:
+    text = dump(load_config(["--config", str(base), "--algo", "bc"]))
+    assert "bc: {}" in text
+    assert "ilql:" not in text
+    assert "history: full" in text
+
+
+def test_from_python(tmp_path: Path) -> None:
+    cfg = make_config(algo="ilql", data=tmp_path, output=tmp_path / "o", steps=3, ilql={"tau": 0.8}, optim={"lr": 0.1})
+    assert (cfg.data.path, cfg.hyper.tau, cfg.optim.lr) == ([str(tmp_path)], 0.8, 0.1)
+    assert make_config(algo="bc", data=["a", "b"], output="o", steps=1).data.path == ["a", "b"]
+    with pytest.raises(InputError, match=r"unknown option 'optim.lrr'; did you mean 'optim.lr'"):
+        make_config(algo="ilql", data="a", output="o", steps=3, optim={"lrr": 1})
+    with pytest.raises(InputError, match="another algorithm"):
+        TrainConfig(algo="ilql", data=DataConfig(["a"]), output="o", steps=1, hyper=filtered_bc.Config())
+
+
+def test_help_names_every_section() -> None:
+    text = options()
+    for name in ("--data.path", "--ilql.tau", "--optim.lr", "--log.keep", "--model.layers", "--batch.tokens"):
+        assert name in text
