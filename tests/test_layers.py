@@ -83,7 +83,9 @@ def layer_faults(module: str, source: str) -> list[str]:
         if name.split(".")[0] not in ("ilql", "datasets_prep") or name == "ilql":
             continue
         other = entry(name)
-        inside = package != module and name.startswith(f"{package}.")  # a package's __init__ may gather its modules
+        inside = package != module and f"{name}.".startswith(
+            f"{package}."
+        )  # a package's __init__ may gather its modules
         if other is None or own is None:
             faults.append(f"{module} imports {name}: {name if other is None else module} has no place in ORDER")
         elif own in ONLY and not inside and other not in ONLY[own]:
