@@ -32,7 +32,7 @@ def expectile(v: Tensor, q: Tensor, tau: float) -> Tensor:
     constant.
     """
     u = q.detach() - v
-    return torch.where(u < 0, 1 - tau, tau) * u.square()
+    return (tau - (u < 0).to(u.dtype)).abs() * u.square()
 
 
 def cql(q: Tensor, q_lse: Tensor) -> Tensor:

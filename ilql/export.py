@@ -1,0 +1,43 @@
+"""`python -m ilql.export RUN OUT`: the actor alone as a plain language model of transformers, for servers that know
+nothing of critics. Decision: what is lost (the re-weighting) is said at export."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ilql.decode import load
+from ilql.types import InputError
+
+
+def export(run: str | Path, out: str | Path) -> Path:
+    """Write the actor of a run (or model) folder and its tokenizer to a new folder; returns it."""
+    out = Path(out)
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise InputError(f"{out} exists; name a new folder")
+    model, encoder = load(run)
+    lm = model.lm
+    lm.generation_config = model.generation_config
+    lm.save_pretrained(out)
+    encoder.tokenizer.save_pretrained(out)
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m ilql.export", description=__doc__)
+    parser.add_argument("run", help="a run folder of train.py, or a model folder")
+    parser.add_argument("out", help="a new folder for the plain language model")
+    args = parser.parse_args(argv)
+    try:
+        out = export(args.run, args.out)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{out}: the actor as a plain language model; the critics, and decoding with beta, stay with {args.run}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

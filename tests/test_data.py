@@ -1,0 +1,226 @@
+"""Off-by-one reasoning, windows, readers and the order of data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from ilql.data import BatchConfig, Mix, Order, Rows, collate, crop, decisions, returns
+from ilql.schema import SCHEMA, VERSION, sha256
+from ilql.types import InputError
+from tests.toys import chat_row, row
+
+# `hi | *yo | ok | *bye` as letters with an end token E each; rewards 1 and 2; * marks the agent's turns.
+#          0    1  2  3  4  5  6  7  8  9  10 11 12 13
+LETTERS = "B    h  i  E  y  o  E  o  k  E  b  y  e  E".split()
+TURNS = [1, 4, 7, 10]
+CODE = {letter: i for i, letter in enumerate(dict.fromkeys(LETTERS))}
+TOKENS = [CODE[letter] for letter in LETTERS]
+
+
+def token_row(**changes):
+    start = [4, 5, 6, 10, 11, 12, 13]
+    return row(TOKENS, start, [s + 1 for s in start], [0, 0, 1, 0, 0, 0, 2], turn=TURNS) | changes
+
+
+def utterance_row(**changes):
+    return row(TOKENS, [4, 10], [7, 14], [1, 2], turn=TURNS) | changes
+
+
+def test_worked_example_at_token_steps():
+    batch = collate([token_row()], gamma=0.9, bos=CODE["B"])
+    assert batch.tokens.tolist() == TOKENS
+    assert batch.position.tolist() == list(range(14))
+    assert batch.target.tolist() == [4, 5, 6, 10, 11, 12, 13]
+    assert batch.owner.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert batch.state.tolist() == [3, 4, 5, 9, 10, 11, 12]
+    assert batch.last.tolist() == [4, 5, 6, 10, 11, 12, 13]
+    assert batch.next.tolist() == [4, 5, 9, 10, 11, 12, 13]
+    assert batch.reward.tolist() == [0, 0, 1, 0, 0, 0, 2]
+    assert batch.discount.tolist() == [0.9] * 6 + [0]
+    assert batch.ret[-1] == 2
+    assert batch.ret[2] == pytest.approx(1 + 0.9**4 * 2)
+
+
+def test_worked_example_at_utterance_steps():
+    batch = collate([utterance_row()], gamma=0.9, bos=CODE["B"])
+    assert batch.target.tolist() == [4, 5, 6, 10, 11, 12, 13]
+    assert batch.owner.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert batch.state.tolist() == [3, 9]
+    assert batch.last.tolist() == [6, 13]
+    assert batch.next.tolist() == [9, 13]
+    assert batch.discount.tolist() == [0.9, 0]
+    assert batch.ret.tolist() == pytest.approx([2.8, 2])
+
+
+def test_a_truncated_dialogue_bootstraps_from_its_last_position():
+    tokens = [*TOKENS, CODE["o"], CODE["E"]]  # an observation follows, its last token stands for the header
+    cut = {"tokens": np.array(tokens, np.int32), "terminated": False, "turn": np.array([*TURNS, 14])}
+    for made in (token_row(**cut), utterance_row(**cut)):
+        batch = collate([made], gamma=0.9, bos=CODE["B"])
+        assert batch.next[-1] == 15
+        assert batch.discount[-1] == 0.9
+        assert len(batch.tokens) == 16
+
+
+def test_a_cut_without_a_following_state_is_cloned_but_not_bootstrapped():
+    batch = collate([token_row(terminated=False), token_row()], gamma=0.9, bos=CODE["B"])
+    assert (batch.n, batch.m, len(batch.owner)) == (13, 14, 13)
+    assert batch.target[-1] == 13, "the orphan stands last"
+    assert batch.owner.tolist() == list(range(13))
+    assert (batch.discount == 0).sum() == 1, "only the dialogue that terminated ends with discount 0"
+    whole = collate([token_row(terminated=False)], gamma=0.9, bos=CODE["B"], bootstraps=False)
+    assert (whole.n, whole.m) == (7, 7), "without bootstrapping every transition counts"
+
+
+def test_decisions_of_a_single_action():
+    at = decisions(np.array([2]), np.array([5]), 5, True)
+    assert (at.state.tolist(), at.last.tolist(), at.next.tolist(), at.has_next) == ([1], [4], [4], True)
+    assert not decisions(np.array([2]), np.array([5]), 5, False).has_next
+    assert decisions(np.array([2]), np.array([5]), 8, False).next.tolist() == [7]
+
+
+def test_returns_are_discounted_to_go():
+    assert returns(np.array([1.0, 2.0, 4.0]), 0.5).tolist() == [3.0, 4.0, 4.0]
+
+
+def test_windows_hold_the_last_turns_behind_a_bos():
+    batch = collate([token_row()], gamma=0.9, bos=CODE["B"], history=1)
+    # the first window is the dialogue's beginning; the second is `ok` and `bye` behind a BOS
+    assert batch.lengths == [7, 8]
+    assert batch.tokens.tolist() == TOKENS[:7] + [CODE["B"]] + TOKENS[7:]
+    assert batch.position.tolist() == [*range(7), *range(8)]
+    assert batch.state.tolist() == [3, 4, 5, 10, 11, 12, 13]
+    assert batch.next.tolist() == [4, 5, 10, 11, 12, 13, 14], "the next state is in the other window"
+    wide = collate([token_row()], gamma=0.9, bos=CODE["B"], history=3)
+    assert wide.lengths == [7, 14], "three turns before the last turn are the whole dialogue"
+
+
+def test_a_truncated_window_bootstraps_from_its_own_window():
+    tokens = [*TOKENS, CODE["o"], CODE["E"]]
+    made = token_row(tokens=np.array(tokens, np.int32), terminated=False, turn=np.array([*TURNS, 14, 15]))
+    batch = collate([made], gamma=0.9, bos=CODE["B"], history=1)
+    assert batch.lengths == [7, 8, 3]
+    assert batch.next[-1] == 17
+    assert batch.tokens[batch.next[-1] - 2 :].tolist() == [CODE["B"], CODE["o"], CODE["E"]]
+
+
+def test_crop_is_the_window_of_training():
+    state = TOKENS[:10] + [99]  # ... | ok | the agent's open header
+    turn = [1, 4, 7, 10]
+    assert crop(state, turn, 1) == [TOKENS[0], *TOKENS[7:10], 99]
+    assert crop(state, turn, 3) == state
+    assert crop(state, turn, None) == state
+
+
+def test_identical_windows_are_laid_once():
+    same = collate([token_row(), token_row()], gamma=0.9, bos=CODE["B"], history=1)
+    once = collate([token_row()], gamma=0.9, bos=CODE["B"], history=1)
+    assert same.lengths == once.lengths
+    assert same.n == 2 * once.n
+    assert same.state.tolist() == once.state.tolist() * 2
+
+
+def test_the_reward_scale_reaches_rewards_and_returns():
+    batch = collate([token_row()], gamma=0.9, bos=CODE["B"], reward_scale=0.5)
+    assert batch.reward.tolist() == [0, 0, 0.5, 0, 0, 0, 1]
+    assert batch.ret[-1] == 1
+    assert batch.to("cpu", torch.float32).reward.dtype == torch.float32
+    assert batch.to("cpu", torch.float32).state.dtype == torch.int64
+
+
+def write_dataset(folder: Path, rows: list[dict], **manifest) -> Path:
+    (folder / "train").mkdir(parents=True)
+    table = pa.Table.from_pylist([{k: v if isinstance(v, str | bool) else list(v) for k, v in r.items()} for r in rows], SCHEMA)
+    path = folder / "train" / "data-00000.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+        writer.write_table(table, max_chunksize=3)
+    files = {"train/data-00000.arrow": {"sha256": sha256(path), "rows": len(rows)}}
+    content = {"schema_version": VERSION, "step": "token", "tokenizer": {"sha256": "x", "vocab_size": 40}, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(content | manifest))
+    return folder
+
+
+def test_rows_are_read_back_as_written(tmp_path):
+    rng = np.random.default_rng(0)
+    made = [chat_row(rng, 40, 1 + i % 4, terminated=bool(i % 2), name=f"d{i}") for i in range(11)]
+    rows = Rows(write_dataset(tmp_path / "a", made))
+    assert len(rows) == 11
+    assert rows.lengths.tolist() == [len(r["tokens"]) for r in made]
+    assert rows.returns == pytest.approx([np.float32(r["reward"]).sum() for r in made], rel=1e-6)
+    for got, want in zip(rows, made, strict=True):
+        assert got["id"] == want["id"]
+        assert got["terminated"] is want["terminated"]
+        for name in ("tokens", "turn", "start", "end"):
+            assert got[name].tolist() == want[name].tolist()
+        assert got["reward"].tolist() == np.float32(want["reward"]).tolist()
+    with pytest.raises(IndexError):
+        rows[11]
+
+
+def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        Rows(tmp_path)
+    folder = write_dataset(tmp_path / "a", [token_row()])
+    (folder / "train" / "data-00000.arrow").unlink()
+    with pytest.raises(InputError, match="missing"):
+        Rows(folder)
+
+
+def test_datasets_of_different_steps_or_tokenizers_do_not_mix(tmp_path):
+    a = Rows(write_dataset(tmp_path / "a", [token_row()]))
+    b = Rows(write_dataset(tmp_path / "b", [token_row()], step="utterance"))
+    c = Rows(write_dataset(tmp_path / "c", [token_row()], tokenizer={"sha256": "y", "vocab_size": 40}))
+    with pytest.raises(InputError, match="step"):
+        Mix([a, b])
+    with pytest.raises(InputError, match="tokenizer"):
+        Mix([a, c])
+    mix = Mix([a, a])
+    assert len(mix) == 2
+    assert mix[1]["id"] == a[0]["id"]
+
+
+def lengths(n: int = 200) -> np.ndarray:
+    return np.random.default_rng(1).integers(5, 60, n)
+
+
+def test_an_epoch_visits_every_row_once_within_the_budget():
+    sizes = lengths()
+    order = Order(sizes, BatchConfig(tokens=300), seed=3)
+    batches = order.batches(0)
+    assert sorted(i for b in batches for i in b) == list(range(200))
+    assert max(sizes[b].sum() for b in batches) <= 300
+    assert order.batches(0) == Order(sizes, BatchConfig(tokens=300), seed=3).batches(0)
+    assert order.batches(0) != order.batches(1)
+    assert batches != Order(sizes, BatchConfig(tokens=300), seed=4).batches(0)
+    firsts = [sizes[b[0]] for b in batches]
+    assert firsts != sorted(firsts), "batches are shuffled, not sorted by length"
+
+
+def test_a_dialogue_beyond_the_budget_is_a_batch_of_its_own():
+    batches = Order(np.array([10, 900, 10]), BatchConfig(tokens=30), seed=0).batches(0)
+    assert sorted(sorted(b) for b in batches) == [[0, 2], [1]]
+
+
+def test_processes_share_an_epoch_without_overlap():
+    cfg = BatchConfig(dialogues=7)
+    parts = [Order(lengths(), cfg, seed=5, rank=r, world=3).batches(2) for r in range(3)]
+    assert len({len(p) for p in parts}) == 1
+    rows = [i for p in parts for b in p for i in b]
+    assert len(rows) == len(set(rows))
+    whole = Order(lengths(), cfg, seed=5).batches(2)
+    assert [b for group in zip(*parts, strict=True) for b in group] == whole[: 3 * len(parts[0])]
+
+
+def test_weights_are_passes_an_epoch():
+    weight = np.array([0.0] * 100 + [2.0] * 50 + [0.5] * 50)
+    order = Order(lengths(), BatchConfig(dialogues=10), seed=0, weight=weight)
+    seen = np.bincount([i for b in order.batches(0) for i in b], minlength=200)
+    assert seen[:100].sum() == 0
+    assert (seen[100:150] == 2).all()
+    assert 10 <= seen[150:].sum() <= 40

@@ -1,0 +1,200 @@
+"""The losses of a whole batch: against a plain re-computation, and the same however the batch is laid out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ilql import packed
+from ilql.algos import ALGOS, bc, filtered_bc, ilql, mc
+from ilql.data import collate
+from ilql.learner import Learner, check_fits
+from ilql.types import InputError
+from tests.toys import BOS, chat_row, plain_ilql, row, stats, table_model, tiny
+
+CFG = ilql.Config(gamma=0.9, tau=0.8, cql_weight=0.1)
+
+
+def dialogues(n: int = 6, vocab: int = 23) -> list[dict]:
+    rng = np.random.default_rng(0)
+    made = [chat_row(rng, vocab, 1 + i % 3, terminated=i % 4 != 0, name=f"d{i}") for i in range(n)]
+    cut = made[1]  # a dialogue that was cut off without a following observation
+    made[1] = cut | {"terminated": False, "tokens": cut["tokens"][: cut["end"][-1]]}
+    return made
+
+
+def means(model, rows, algo=ilql, cfg=CFG, **options) -> dict[str, torch.Tensor]:
+    batch = collate(rows, gamma=0.9, bos=BOS, bootstraps=algo.BOOTSTRAPS, **options)
+    return {k: v.mean() for k, v in Learner(model, algo, cfg)(batch.to("cpu", torch.float64)).items()}
+
+
+def gradients(model, losses) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    sum(losses.values()).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(a: dict, b: dict, tolerance: float = 1e-9) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("critics", [1, 2])
+def test_ilql_equals_a_plain_recomputation(architecture, critics):
+    model = tiny(architecture)
+    if critics == 1:
+        del model.q[1], model.q_target[1]
+    rows = dialogues()
+    ours = means(model, rows)
+    plain = plain_ilql(model, rows, gamma=0.9, tau=0.8, cql_weight=0.1)
+    assert_same(ours, plain)
+    assert_same(gradients(model, ours), gradients(model, plain))
+
+
+def test_losses_are_those_worked_by_hand():
+    # two critics; y = 1 + .5 * 4 = 3 and, terminal, 2; u = min target - v = 1 and -2
+    out = stats(
+        q=[[3, 1], [2, 2]], q_lse=[[4, 2], [2, 3]], q_target=[2, 1], v=[1, 3], v_next=[4, 9], logp=[-1, -0.5], ret=[3, 2]
+    )
+    batch = stats(reward=[1, 2], discount=[0.5, 0], ret=[2.5, 2])
+    got = ilql.loss(out, batch, ilql.Config(gamma=0.5, tau=0.75, cql_weight=0.1))
+    assert {k: v.tolist() for k, v in got.items()} == {
+        "q": [1, 1],  # (3-3)^2 + (2-3)^2 ; (1-2)^2 + (2-2)^2
+        "v": [0.75, 1.0],  # .75 * 1 ; .25 * 4
+        "cql": pytest.approx([0.1, 0.2]),  # (4-3)+(2-2) ; (2-1)+(3-2)
+        "bc": [1, 0.5],
+    }
+    got = mc.loss(out, batch, mc.Config(cql_weight=0.1))
+    assert {k: v.tolist() for k, v in got.items()} == {
+        "q": [0.5, 1],
+        "v": [2.25, 1],
+        "cql": pytest.approx([0.1, 0.2]),
+        "bc": [1, 0.5],
+    }
+    assert bc.loss(out, batch, bc.Config())["bc"].tolist() == [1, 0.5]
+    assert filtered_bc.loss(out, batch, filtered_bc.Config())["bc"].tolist() == [1, 0.5]
+
+
+def test_padded_packed_and_reordered_batches_have_the_same_loss(monkeypatch):
+    model, rows = tiny(), dialogues()
+    want = means(model, rows)
+    grads = gradients(model, want)
+    assert_same(means(model, rows[::-1]), want)
+    monkeypatch.setattr(packed, "supports", lambda trunk: False)
+    padded = means(model, rows)
+    assert_same(padded, want)
+    assert_same(gradients(model, padded), grads)
+
+
+def test_float32_agrees_to_1e_5():
+    model, rows = tiny(), dialogues()
+    want = means(model, rows)
+    batch = collate(rows, gamma=0.9, bos=BOS).to("cpu", torch.float32)
+    got = {k: v.mean() for k, v in Learner(model.float(), ilql, CFG)(batch).items()}
+    for name in want:
+        torch.testing.assert_close(got[name].double(), want[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_is_the_sum_of_its_parts():
+    model, rows = tiny(), dialogues()
+    learner = Learner(model, ilql, CFG)
+
+    def sums(part):
+        losses = learner(collate(part, gamma=0.9, bos=BOS).to("cpu", torch.float64))
+        return {k: v.sum() for k, v in losses.items()}
+
+    parts = [sums(rows[:2]), sums(rows[2:3]), sums(rows[3:])]
+    assert_same({k: sum(p[k] for p in parts) for k in parts[0]}, sums(rows))
+
+
+def test_windows_equal_full_histories_where_the_state_is_one_token():
+    model = table_model(23, critics=2)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.shape[0] in (1, 23) and p.requires_grad:
+                p.copy_(torch.randn_like(p))
+    rows = dialogues()
+    want = means(model, rows)
+    for history in (1, 2, 3):
+        assert_same(means(model, rows, history=history), want)
+
+
+def test_windows_are_what_a_transformer_sees_of_the_last_turns():
+    model, rows = tiny(), dialogues()
+    assert not torch.allclose(means(model, rows, history=1)["q"], means(model, rows)["q"])
+    short = [r for r in rows if len(r["turn"]) == 2 and r["terminated"]]
+    assert short, "a dialogue of one exchange has one window either way"
+    assert_same(means(model, short, history=1), means(model, short))
+
+
+def test_only_what_a_loss_reads_is_computed():
+    model = tiny()
+    calls = []
+    for head in [*model.q, *model.q_target, model.v]:
+        head.hidden.register_forward_hook(lambda *a, h=head: calls.append(h))
+    means(model, dialogues(), algo=bc, cfg=bc.Config())
+    assert calls == []
+    means(model, dialogues())
+    assert len(calls) == 2 + 2 + 2, "each critic and target once, V at the state and at the next"
+
+
+def test_targets_get_no_gradient_and_move_by_polyak():
+    model = tiny()
+    sum(means(model, dialogues()).values()).backward()
+    assert all(p.grad is None for p in model.q_target.parameters())
+    assert all(p.grad is not None for p in [*model.q.parameters(), *model.v.parameters(), *model.lm.parameters()])
+    old = [p.clone() for p in model.q_target.parameters()]
+    model.update_targets(0.25)
+    for before, target, online in zip(old, model.q_target.parameters(), model.q.parameters(), strict=True):
+        torch.testing.assert_close(target, 0.75 * before + 0.25 * online, rtol=1e-12, atol=1e-12)
+        assert not target.requires_grad
+    model.update_targets(1.0)
+    assert all(torch.equal(t, o) for t, o in zip(model.q_target.parameters(), model.q.parameters(), strict=True))
+
+
+def test_behaviour_cloning_reads_the_agents_tokens_only():
+    model = tiny()
+    made = row([0, 5, 6, 7, 8, 9], [3], [4], [0.0])  # a turn of the partner, one action token, a turn of the partner
+    logp = torch.log_softmax(model(input_ids=torch.tensor([[0, 5, 6, 7]])).logits[0, 2], -1)
+    assert means(model, [made], algo=bc, cfg=bc.Config())["bc"].item() == pytest.approx(-logp[7].item(), abs=1e-12)
+
+
+def test_a_loss_of_the_wrong_length_is_refused():
+    class Wrong:
+        PER_TOKEN = frozenset({"bc"})
+        loss = staticmethod(lambda out, batch, cfg: {"q": out.logp})
+
+    batch = collate([row([0, 5, 6, 7, 8], [3], [5], [0.0])], gamma=0.9, bos=BOS).to("cpu", torch.float64)
+    with pytest.raises(RuntimeError, match="must be"):
+        Learner(tiny(), Wrong, None)(batch)  # type: ignore[arg-type]
+
+
+def test_filtered_bc_keeps_the_best_dialogues():
+    returns = np.array([1.0, 5.0, 3.0, 5.0, 2.0])
+    assert filtered_bc.select(returns, filtered_bc.Config(top=0.4)).tolist() == [False, True, False, True, False]
+    assert filtered_bc.select(returns, filtered_bc.Config(top=0.2)).tolist() == [False, True, False, False, False]
+    assert filtered_bc.select(returns, filtered_bc.Config(min_return=3)).tolist() == [False, True, True, True, False]
+    with pytest.raises(InputError, match="largest return"):
+        filtered_bc.select(returns, filtered_bc.Config(min_return=6))
+    with pytest.raises(InputError, match="share"):
+        filtered_bc.select(returns, filtered_bc.Config(top=0))
+
+
+def test_a_dataset_that_does_not_fit_the_model_is_refused():
+    with pytest.raises(InputError, match="context is 256"):
+        check_fits(tiny(), 257, 23)
+    with pytest.raises(InputError, match="vocabulary is 23"):
+        check_fits(tiny(), 10, 24)
+    check_fits(tiny(), 256, 23)
+
+
+def test_every_algorithm_is_whole():
+    for name, algo in ALGOS.items():
+        for part in ("Config", "loss", "scores", "STEPS", "CRITIC", "BOOTSTRAPS", "PER_TOKEN"):
+            assert hasattr(algo, part), f"{name}.{part}"
+        losses = means(tiny(), dialogues(), algo=algo, cfg=algo.Config())
+        assert algo.PER_TOKEN <= losses.keys()
+        assert all(torch.isfinite(v) for v in losses.values())

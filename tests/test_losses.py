@@ -1,0 +1,82 @@
+"""The atoms against numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ilql.losses import awr_weight, cql, expectile, nll, td, td_target
+
+
+def t(*values: float, grad: bool = False) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=grad)
+
+
+def test_td_target_discounts_and_stops_at_termination():
+    got = td_target(t(1, 2, 3), t(0.9, 0.5, 0), t(10, 4, 7))
+    assert got.tolist() == pytest.approx([10, 4, 3])
+
+
+def test_td_target_never_reads_behind_a_terminal_state():
+    assert td_target(t(3), t(0), t(math.inf)).tolist() == [3]
+    assert td_target(t(3), t(0), t(math.nan)).tolist() == [3]
+
+
+def test_td_target_is_constant():
+    assert not td_target(t(1), t(0.9), t(1, grad=True)).requires_grad
+
+
+def test_td_sums_the_critics_without_a_half():
+    q = torch.stack([t(1, 2, 3), t(2, 2, 0)])
+    assert td(q, t(2, 4, 3)).tolist() == [1, 8, 9]
+
+
+def test_expectile_weighs_by_the_sign_of_q_minus_v():
+    # u = 1 (tau), -1 (1 - tau), 2 (tau)
+    assert expectile(t(0, 2, 1), t(1, 1, 3), 0.8).tolist() == pytest.approx([0.8, 0.2, 3.2])
+    assert expectile(t(0, 2, 1), t(1, 1, 3), 0.5).tolist() == pytest.approx([0.5, 0.5, 2.0])
+
+
+def test_expectile_moves_v_only():
+    v, q = t(0, 2, grad=True), t(1, 1, grad=True)
+    expectile(v, q, 0.8).sum().backward()
+    assert v.grad.tolist() == pytest.approx([-1.6, 0.4])
+    assert q.grad is None
+
+
+def test_cql_keeps_the_logged_actions_own_term():
+    q = torch.stack([t(1, 0), t(3, 1)])
+    lse = torch.stack([t(2, 4), t(3.5, 1)])
+    assert cql(q, lse).tolist() == [1.5, 4]
+
+
+def test_cql_is_the_cross_entropy_of_the_q_head():
+    table = torch.randn(2, 5, 7, dtype=torch.float64)
+    action = torch.randint(0, 7, (5,))
+    q = table[:, torch.arange(5), action]
+    want = sum(torch.nn.functional.cross_entropy(table[k], action, reduction="none") for k in range(2))
+    torch.testing.assert_close(cql(q, table.logsumexp(-1)), want, rtol=1e-12, atol=1e-12)
+
+
+def test_nll_weighs_each_token_by_a_constant():
+    logp, weight = t(-1, -2, -3, grad=True), t(1, 0, 2, grad=True)
+    loss = nll(logp, weight)
+    assert loss.tolist() == [1, 0, 6]
+    loss.sum().backward()
+    assert logp.grad.tolist() == [-1, 0, -2]
+    assert weight.grad is None
+    assert nll(logp).tolist() == [1, 2, 3]
+
+
+def test_nll_refuses_a_weight_a_decision():
+    with pytest.raises(ValueError, match="one weight a token"):
+        nll(t(-1, -2, -3), t(1))
+
+
+def test_awr_weight_is_clipped_and_finite():
+    got = awr_weight(t(0, 1, 1000, -1000), 2.0, 20.0)
+    assert got.tolist() == pytest.approx([1, math.exp(2), 20, 0])
+    assert awr_weight(t(math.log(3)), 1.0, 20.0).item() == pytest.approx(3)
+    assert not awr_weight(t(1, grad=True), 1.0, 20.0).requires_grad

@@ -1,0 +1,164 @@
+"""What is learned against dynamic programming: with a table for a trunk, Q and V must be the tabular expectile fixed
+point of the same transitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ilql.algos import ilql, mc
+from ilql.data import collate
+from ilql.envs.maze import Maze
+from ilql.learner import Learner
+from tests.toys import BOS, row, table_model
+
+GAMMA, TAU = 0.9, 0.8
+
+
+def expectile_of(values: np.ndarray, tau: float) -> float:
+    """The tau-expectile of a sample, by bisection on its defining equation."""
+    low, high = values.min(), values.max()
+    for _ in range(80):
+        mid = (low + high) / 2
+        u = values - mid
+        if (np.where(u < 0, 1 - tau, tau) * u).sum() > 0:
+            low = mid
+        else:
+            high = mid
+    return (low + high) / 2
+
+
+def fixed_point(transitions: list[tuple[int, int, float, int | None]], tau: float) -> tuple[dict, dict]:
+    """Q(s, a) = mean of r + gamma V(s'), V(s) = expectile over the logged actions at s, iterated until it stands."""
+    q: dict[tuple[int, int], float] = {}
+    v: dict[int, float] = dict.fromkeys({t[0] for t in transitions}, 0.0)
+    for _ in range(2000):
+        targets: dict[tuple[int, int], list[float]] = {}
+        for s, a, r, after in transitions:
+            targets.setdefault((s, a), []).append(r + (GAMMA * v[after] if after is not None else 0.0))
+        q = {key: float(np.mean(x)) for key, x in targets.items()}
+        new = {s: expectile_of(np.array([q[t[0], t[1]] for t in transitions if t[0] == s]), tau) for s in v}
+        change = max(abs(new[s] - v[s]) for s in v)
+        v = new
+        if change < 1e-10:
+            break
+    return q, v
+
+
+def learn(rows: list[dict], vocab: int, steps: int, history: int | None = None):
+    """Full-batch ILQL with targets that follow at once, at a decaying rate."""
+    model = table_model(vocab)
+    learner = Learner(model, ilql, ilql.Config(gamma=GAMMA, tau=TAU, cql_weight=0.0))
+    batch = collate(rows, gamma=GAMMA, bos=BOS, history=history).to("cpu", torch.float64)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5 * (1 + np.cos(np.pi * i / steps)) + 1e-6)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum(loss.mean() for loss in learner(batch).values()).backward()
+        optimizer.step()
+        schedule.step()
+        model.update_targets(0.5)
+    return model
+
+
+@torch.no_grad()
+def table(model, vocab: int) -> tuple[np.ndarray, np.ndarray]:
+    h = torch.eye(vocab, dtype=torch.float64)
+    return model.q_values(h).numpy(), model.v(h).numpy()
+
+
+def assert_fixed_point(rows, transitions, vocab, steps, **options) -> None:
+    q, v = fixed_point(transitions, TAU)
+    got_q, got_v = table(learn(rows, vocab, steps, **options), vocab)
+    for (s, a), value in q.items():
+        assert got_q[s, a] == pytest.approx(value, abs=1e-3), f"Q({s}, {a})"
+    for s, value in v.items():
+        assert got_v[s] == pytest.approx(value, abs=1e-3), f"V({s})"
+
+
+def walk(rng, step, starts, actions: int, first_action: int, limit: int, name: str):
+    """One dialogue of one-token states and actions under random actions: (row, transitions)."""
+    tokens, turn, reward, transitions = [BOS], [], [], []
+    state, terminated = int(rng.choice(starts)), False
+    while len(reward) < limit and not terminated:
+        turn += [len(tokens), len(tokens) + 1]
+        action = int(rng.integers(actions))
+        tokens += [state, first_action + action]
+        r, after = step(state, action)
+        transitions.append((state, first_action + action, r, after))
+        reward.append(r)
+        terminated = after is None
+        state = state if after is None else after
+    start = list(range(2, len(tokens), 2))
+    if not terminated:  # cut off: the state that followed is logged
+        turn.append(len(tokens))
+        tokens.append(state)
+    made = row(tokens, start, [s + 1 for s in start], reward, turn=turn, terminated=terminated, name=name)
+    return made, transitions
+
+
+def gather(step, starts, actions, first_action, limit, n):
+    rng = np.random.default_rng(0)
+    pairs = [walk(rng, step, starts, actions, first_action, limit, f"d{i}") for i in range(n)]
+    return [p[0] for p in pairs], [t for p in pairs for t in p[1]]
+
+
+def chain(state: int, action: int):
+    """Five cells in a row, tokens 1 to 5: left or right, -1 a step, past the right end +5 and over."""
+    after = state + (1 if action else -1)
+    if after > 5:
+        return 5.0, None
+    return -1.0, max(after, 1)
+
+
+@pytest.mark.parametrize("limit", [60, 4], ids=["terminated", "mostly truncated"])
+def test_chain(limit):
+    rows, transitions = gather(chain, [1, 3, 5], 2, 6, limit, 60)
+    assert any(r["terminated"] for r in rows)
+    assert sum(not r["terminated"] for r in rows) > 20 or limit == 60
+    assert_fixed_point(rows, transitions, 8, 1500)
+
+
+def test_chain_in_windows():
+    rows, transitions = gather(chain, [1, 3, 5], 2, 6, 20, 60)
+    assert_fixed_point(rows, transitions, 8, 1500, history=1)
+
+
+def test_maze():
+    """The 25 cells as tokens 1 to 25, the four moves as tokens 26 to 29."""
+    maze = Maze()
+    texts: dict[str, int] = {}
+    for seed in range(25):
+        texts.setdefault(maze.reset(seed), len(texts) + 1)
+    assert len(texts) == 25
+    moves = ["move left", "move right", "move up", "move down"]
+    after: dict[tuple[int, int], tuple[float, int | None]] = {}
+    for seed in range(25):
+        for a, move in enumerate(moves):
+            state = texts[maze.reset(seed)]
+            reply = maze.step(move)
+            after[state, a] = (reply.reward, None if reply.terminated else texts[reply.text])
+    rows, transitions = gather(lambda s, a: after[s, a], range(1, 26), 4, 26, 50, 40)
+    assert_fixed_point(rows, transitions, 30, 2500)
+
+
+def test_monte_carlo_returns_are_learned():
+    rows, transitions = gather(chain, [1, 3, 5], 2, 6, 60, 60)
+    model = table_model(8)
+    learner = Learner(model, mc, mc.Config(gamma=GAMMA, cql_weight=0.0))
+    batch = collate(rows, gamma=GAMMA, bos=BOS, bootstraps=False).to("cpu", torch.float64)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for i in range(2000):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * (1 - i / 2000) + 1e-6
+        optimizer.zero_grad()
+        sum(loss.mean() for loss in learner(batch).values()).backward()
+        optimizer.step()
+    model.update_targets(1.0)
+    got, _ = table(model, 8)
+    seen: dict[tuple[int, int], list[float]] = {}
+    for (s, a, _, _), ret in zip(transitions, batch.ret.tolist(), strict=True):
+        seen.setdefault((s, a), []).append(ret)
+    for (s, a), values in seen.items():
+        assert got[s, a] == pytest.approx(np.mean(values), abs=1e-3)

@@ -1,0 +1,149 @@
+"""Small things that several tests build: rows written by hand, a trunk that is a table, and a plain re-computation of
+the losses over padded [B, T, V] tables that shares no code with the package."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutput
+
+from ilql.model import ILQLConfig, ILQLModel, ModelConfig, build
+
+BOS = 0
+
+
+def row(
+    tokens: list[int],
+    start: list[int],
+    end: list[int],
+    reward: list[float],
+    *,
+    turn: list[int] | None = None,
+    terminated: bool = True,
+    name: str = "d",
+) -> dict[str, Any]:
+    """One dialogue as `Rows` gives it."""
+    return {
+        "id": name,
+        "tokens": np.array(tokens, np.int32),
+        "turn": np.array([1] if turn is None else turn, np.int32),
+        "start": np.array(start, np.int32),
+        "end": np.array(end, np.int32),
+        "reward": np.array(reward, np.float64),
+        "logp": np.full(len(start), np.nan, np.float32),
+        "terminated": terminated,
+        "meta": "{}",
+    }
+
+
+def chat_row(rng: np.random.Generator, vocab: int, exchanges: int, *, terminated: bool = True, name: str = "d") -> dict:
+    """A random dialogue: a partner's turn of 2 to 5 tokens (the last is the agent's header), then 1 to 4 of the agent's,
+    at token steps; where cut off, a partner's turn follows."""
+    tokens, turn, start = [BOS], [], []
+    for _ in range(exchanges):
+        turn.append(len(tokens))
+        tokens += rng.integers(1, vocab, rng.integers(1, 5)).tolist()
+        turn.append(len(tokens))
+        tokens.append(int(rng.integers(1, vocab)))  # the header
+        size = int(rng.integers(1, 5))
+        start += range(len(tokens), len(tokens) + size)
+        tokens += rng.integers(1, vocab, size).tolist()
+    if not terminated:
+        turn.append(len(tokens))
+        tokens += rng.integers(1, vocab, 3).tolist()
+        turn.append(len(tokens))
+        tokens.append(int(rng.integers(1, vocab)))
+    end = [s + 1 for s in start]
+    return row(tokens, start, end, rng.normal(size=len(start)).tolist(), turn=turn, terminated=terminated, name=name)
+
+
+def tiny(architecture: str = "gpt2", vocab: int = 23, *, seed: int = 0, **config: Any) -> ILQLModel:
+    """A float64 model of two layers whose targets differ from its critics, so that a mix-up shows."""
+    torch.manual_seed(seed)
+    cfg = ModelConfig(architecture=architecture, layers=2, width=16, heads=2, context=256, dtype="float64")
+    model = build(cfg, vocab_size=vocab, bos_id=BOS, pad_id=1, end_ids=[2], **config)
+    with torch.no_grad():
+        for p in [*model.q_target.parameters(), *model.q.parameters()]:
+            p.add_(0.3 * torch.randn_like(p))
+    return model.eval()
+
+
+class TableTrunk(nn.Module):
+    """h_t is the one-hot of token t: what is learned from it is a table over tokens."""
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__()
+        self.vocab = vocab
+        self.config = GPT2Config(vocab_size=vocab, n_embd=vocab)
+        self.base_model = self._forward
+        self.out = nn.Linear(vocab, vocab, bias=False)
+        self.eye = nn.Embedding.from_pretrained(torch.eye(vocab, dtype=torch.float64), freeze=True)
+
+    def _forward(self, input_ids: Tensor, **kwargs: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=self.eye(input_ids))
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> CausalLMOutput:
+        return CausalLMOutput(logits=self.out(self.eye(input_ids)))
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.out
+
+    def _init_weights(self, module: nn.Module) -> None: ...
+
+
+def table_model(vocab: int, critics: int = 1) -> ILQLModel:
+    """An ILQLModel in float64 whose heads are tables over one-token states (their hidden layer is the identity)."""
+    trunk: Any = TableTrunk(vocab)
+    config = ILQLConfig(text_config=GPT2Config(vocab_size=vocab, n_embd=vocab), critics=critics, head_width=vocab)
+    model = ILQLModel(config, lm=trunk).double()
+    for head in [*model.q, *model.q_target, model.v]:
+        with torch.no_grad():
+            head.hidden.weight.copy_(torch.eye(vocab))
+            head.hidden.bias.zero_()
+            head.out.weight.zero_()
+            head.out.bias.zero_()
+        head.hidden.requires_grad_(False)
+    return model
+
+
+def plain_ilql(model: ILQLModel, rows: list[dict], *, gamma: float, tau: float, cql_weight: float) -> dict[str, Tensor]:
+    """The losses of Snell et al. 2022 at token steps, dialogue by dialogue over whole tables, one scalar loop a term."""
+    sums = {name: torch.zeros((), dtype=torch.float64) for name in ("q", "v", "cql", "bc")}
+    decisions = tokens = 0
+    for r in rows:
+        ids = torch.tensor(r["tokens"].astype(np.int64))
+        h = model.lm.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+        table = [q(h) for q in model.q]
+        frozen = [q(h).detach() for q in model.q_target]
+        v = model.v(h)
+        logp = torch.log_softmax(model.lm.get_output_embeddings()(h), -1)
+        n = len(r["start"])
+        for i in range(n):
+            at, action = int(r["start"][i]) - 1, int(ids[int(r["start"][i])])
+            tokens += 1
+            sums["bc"] = sums["bc"] - logp[at, action]
+            if i + 1 < n:
+                target = r["reward"][i] + gamma * v[int(r["start"][i + 1]) - 1].detach()
+            elif r["terminated"]:
+                target = torch.tensor(float(r["reward"][i]), dtype=torch.float64)
+            elif len(ids) > int(r["end"][i]):
+                target = r["reward"][i] + gamma * v[len(ids) - 1].detach()
+            else:
+                continue  # nothing to bootstrap from
+            decisions += 1
+            u = min(f[at, action] for f in frozen) - v[at]
+            sums["v"] = sums["v"] + (tau if u >= 0 else 1 - tau) * u**2
+            for q in table:
+                sums["q"] = sums["q"] + (q[at, action] - target) ** 2
+                sums["cql"] = sums["cql"] - cql_weight * torch.log_softmax(q[at], -1)[action]
+    return {k: s / (tokens if k == "bc" else decisions) for k, s in sums.items()}
+
+
+def stats(**vectors: Any) -> SimpleNamespace:
+    """An `Out` by hand: float64 vectors under its names."""
+    return SimpleNamespace(**{k: torch.tensor(v, dtype=torch.float64) for k, v in vectors.items()})
