@@ -1,0 +1,132 @@
+"""Means with intervals, tables of them, and the files they are kept in.
+
+Decision: the percentile bootstrap over *episodes*, because returns are neither normal nor equally spread, with a fixed
+seed of its own, so that a report of the same episodes is the same report. Episodes that belong together (the two games
+of a scenario, one in each seat) are resampled together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_CHUNK = 2_000_000  # resampled indices held at a time
+
+
+class Interval(NamedTuple):
+    """A mean with the bounds of its confidence interval; nan where there was nothing to average."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if math.isnan(self.mean):
+            return "–"
+        return f"{_number(self.mean)} [{_number(self.low)}, {_number(self.high)}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if round(value, 2) else "0.00"  # no "-0.00"
+
+
+def bootstrap(
+    values: Sequence[float | None],
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
+) -> Interval:
+    """Mean of `values` and its percentile bootstrap interval.
+
+    values: one number an episode; None = it has no meaning there and is not counted (the mean of a resample is over
+        the numbers that it holds).
+    groups: a label an episode; whole groups are drawn. None: every episode is its own group.
+    A resample without any number is drawn no conclusion from: it is left out.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, but must lie between 0 and 1")
+    if groups is not None and len(groups) != len(values):
+        raise ValueError(f"one group a value: {len(groups)} groups, {len(values)} values")
+    labels = range(len(values)) if groups is None else groups
+    index: dict[Hashable, int] = {}
+    member = np.array([index.setdefault(label, len(index)) for label in labels], dtype=np.int64)
+    known = np.array([value is not None for value in values], dtype=bool)
+    if not known.any():
+        return Interval(math.nan, math.nan, math.nan)
+    numbers = np.array([0.0 if value is None else value for value in values], dtype=np.float64)
+    if not np.isfinite(numbers).all():
+        raise ValueError("a value is not finite")
+    total = np.bincount(member, numbers, len(index))  # (G)
+    count = np.bincount(member, known, len(index))  # (G)
+    rng = np.random.default_rng(seed)
+    means = []
+    for size in _chunks(resamples, max(1, _CHUNK // len(index))):
+        draw = rng.integers(len(index), size=(size, len(index)))
+        drawn = count[draw].sum(1)
+        means.append(total[draw].sum(1)[drawn > 0] / drawn[drawn > 0])
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(total.sum() / count.sum()), float(low), float(high))
+
+
+def _chunks(total: int, size: int) -> list[int]:
+    return [size] * (total // size) + ([total % size] if total % size else [])
+
+
+def paired(
+    values: Sequence[float],
+    reference: Sequence[float],
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
+) -> Interval:
+    """Mean gain of `values` over `reference`, played on the same seeds in the same order, with its interval."""
+    if len(values) != len(reference):
+        raise ValueError(f"pairs are needed: {len(values)} values, {len(reference)} references")
+    gains = [a - b for a, b in zip(values, reference, strict=True)]
+    return bootstrap(gains, confidence, resamples, seed, groups)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table; the columns are those of all rows in the order they first appear, an absent cell is a dash."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [columns] + [[_cell(row.get(name)) for name in columns] for row in rows]
+    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(columns))]
+    cells.insert(1, ["-" * width for width in widths])
+    padded = ([text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, Interval):
+        return str(value)
+    if isinstance(value, float):
+        return "–" if math.isnan(value) else f"{value:g}"
+    return str(value).replace("|", "\\|")
+
+
+def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Write a report as JSON with sorted keys; nan becomes null, an Interval an object. Never overwrites."""
+    with Path(path).open("x", encoding="utf-8") as file:
+        json.dump(_plain(data), file, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return _plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
