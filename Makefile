@@ -33,7 +33,7 @@ setup: $(STAMP)  ## build .venv (demo and test do so by themselves)
 
 $(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
 	@set -e; python="$(PYTHON)"; \
-	if [ ! -x $(PY) ]; then \
+	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	  for p in $${python:-python3 python3.13 python3.12 python3.11}; do \
 	    if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$p; break; fi; \
 	  done; \
@@ -41,7 +41,7 @@ $(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
 	    echo "error: Python 3.11 or newer is needed, and $${python:-python3} is $$($${python:-python3} --version 2>&1); install one or name it: make PYTHON=/path/to/python3.12" >&2; exit 2; \
 	  fi; \
 	  echo "making $(VENV) with $$($$found --version); this once downloads the dependencies"; \
-	  $$found -m venv $(VENV) || { rm -rf $(VENV); echo "error: $$found cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }; \
+	  $$found -m venv $(VENV) || { echo "error: $$found cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }; \
 	fi
 	$(PY) -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[$(EXTRAS)]'
 	@touch $@
