@@ -22,7 +22,9 @@ def test_the_interval_agrees_with_theory() -> None:
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
     rng = np.random.default_rng(2)
-    hits = [low <= 0 <= high for _, low, high in (bootstrap(rng.normal(size=60), resamples=500) for _ in range(400))]
+    hits = [
+        low <= 0 <= high for _, low, high in (bootstrap(rng.normal(size=60).tolist(), 0.95, 500) for _ in range(400))
+    ]
     assert 0.90 <= np.mean(hits) <= 0.98
 
 

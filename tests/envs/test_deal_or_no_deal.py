@@ -172,7 +172,7 @@ def test_scenarios_of_the_three_forms(tmp_path: Path) -> None:
     assert load_scenarios(lines) == [SCENARIO]
     val = tmp_path / "val.txt"
     val.write_text(
-        f"<input> {SECOND} </input> <dialogue> YOU: hi <eos> THEM: <selection> </dialogue> <output> <disagree> </output> "
+        f"<input> {SECOND} </input> <dialogue> YOU: hi <eos> THEM: <selection> </dialogue> "
         f"<partner_input> {FIRST} </partner_input>\n"
     )
     assert load_scenarios(val) == [SCENARIO[::-1]]
@@ -202,7 +202,7 @@ def test_make_needs_scenarios_and_can_leave_some_out(tmp_path: Path) -> None:
     seen.write_text(f"{SECOND}\n{FIRST}\n")
     with pytest.raises(InputError, match="--scenarios FILE"):
         make()
-    with pytest.raises(InputError, match="cannot read scenarios from .*: No such file"):
+    with pytest.raises(InputError, match=r"cannot read scenarios from .*: No such file"):
         make(scenarios=str(tmp_path / "absent.txt"))
     with pytest.raises(InputError, match="max_turns is 0"):
         make(scenarios=str(path), max_turns=0)

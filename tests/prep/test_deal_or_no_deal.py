@@ -142,7 +142,7 @@ def test_an_empty_line_bytes_and_the_other_form_are_rejects(tmp_path: Path) -> N
 
 
 def test_bad_inputs(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--input data.txt"):
+    with pytest.raises(InputError, match=r"--input data\.txt"):
         episodes([], seed=0)
     with pytest.raises(InputError, match=r"cannot read .*absent.txt: No such file"):
         list(episodes([tmp_path / "absent.txt"], seed=0))

@@ -93,7 +93,7 @@ def test_shortest_dialogues_are_shortest() -> None:
 def test_random_moves_are_uniform_over_those_that_stay_inside() -> None:
     maze = Maze()
     region = parts(maze)["left"]
-    taken = {action: 0 for action in MOVES}
+    taken = dict.fromkeys(MOVES, 0)
     for episode in logs():
         if episode.meta["policy"] == "random" and episode.meta["part"] == "left":
             actions = [turn.text for turn in episode.turns if turn.role == AGENT]

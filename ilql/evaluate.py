@@ -1,0 +1,304 @@
+"""`eval.py`: a trained run in an environment, over many episodes and several beta, with intervals.
+
+Decision: every row of the table plays the same episodes (the same seeds, the same seats), so that rows can be compared
+pair by pair; sampling starts anew from the same seed for every row. In a game the run plays every scenario twice, once
+in each seat, against the partner; the first row is the partner against itself, and the last column the gain over it.
+Nothing is written before the first row is done, and nothing is ever overwritten; `eval.json` comes last, so a folder
+without it is of an evaluation that broke off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+import typing
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import transformers
+
+import ilql
+from ilql import decode, envs
+from ilql.report import Interval, bootstrap, paired, table, write_json
+from ilql.rollout import rollout, selfplay, to_log
+from ilql.types import Episode, InputError, Policy
+
+PARTNER_ROW = "partner"
+FILES = ("scenarios", "exclude")  # arguments of environments that are paths
+HEADLINE = {1: "return", 2: "points (all)"}  # by the number of seats; the column whose gain over the partner is told
+
+
+@dataclass
+class EvalConfig:
+    """What `evaluate` plays. Field by field the options of `eval.py`.
+
+    episodes: seeds `seed`, `seed` + 1, ...; in a game the number of scenarios, each played in both seats.
+    partner: run folder of the partner in a game; None: the run's own actor. Both sides share temperature, greediness
+        and `max_new_tokens`; the support limits are the run's alone (at `beta` 0 they have no effect).
+    output: folder to make; None: the next free `eval/ENV-N` in the run folder.
+    """
+
+    run: Path
+    env: str
+    env_args: dict[str, str] = field(default_factory=dict)
+    episodes: int = 100
+    beta: Sequence[float] = (0.0,)
+    greedy: bool = False
+    temperature: float = 1.0
+    support_top_k: int | None = None
+    support_top_p: float | None = None
+    partner: Path | None = None
+    partner_beta: float = 0.0
+    max_new_tokens: int = 64
+    seed: int = 0
+    output: Path | None = None
+    progress: bool = True
+
+
+@dataclass
+class Row:
+    """One line of the table: what was played, and the values an episode that its intervals come from."""
+
+    name: str
+    beta: float
+    values: dict[str, list[float | None]]
+    groups: Sequence[Hashable]
+    episodes: list[Episode]
+
+    def intervals(self) -> dict[str, Interval]:
+        return {column: bootstrap(values, groups=self.groups) for column, values in self.values.items()}
+
+
+def evaluate(cfg: EvalConfig) -> tuple[str, Path]:
+    """Play, write `eval.json` and `transcripts/*.jsonl`; returns the table and the folder. InputError on bad input."""
+    module = envs.find(cfg.env)
+    _check(cfg)
+    arguments = envs.arguments(cfg.env, _recorded(cfg), cfg.env_args)
+    factory = module.make(**arguments)
+    shared = {"greedy": cfg.greedy, "temperature": cfg.temperature, "max_new_tokens": cfg.max_new_tokens}
+    support = {"support_top_k": cfg.support_top_k, "support_top_p": cfg.support_top_p}
+    partner: Policy | None = None
+    players: list[tuple[str, float]] = [(f"beta-{beta:g}", beta) for beta in dict.fromkeys(cfg.beta)]
+    if module.SEATS == 2:
+        partner = decode.load_policy(cfg.partner or cfg.run, beta=cfg.partner_beta, **shared)
+        players.insert(0, (PARTNER_ROW, cfg.partner_beta))
+    rows: list[Row] = []
+    for name, beta in players:
+        if partner is not None and name == PARTNER_ROW:
+            policy = partner
+        else:
+            policy = decode.load_policy(cfg.run, beta=beta, **shared, **support)
+        torch.manual_seed(cfg.seed)
+        row = _play(cfg, name, beta, policy, partner, factory, module)
+        if not rows:
+            output = _new_folder(cfg)
+        _write_transcripts(output / "transcripts" / f"{name}.jsonl", row.episodes)
+        rows.append(row)
+    lines, results = _report(rows, HEADLINE[module.SEATS])
+    report = {"settings": _settings(cfg, arguments, module.SEATS), "environment": _versions(), "rows": results}
+    write_json(output / "eval.json", report)
+    return table(lines), output
+
+
+def _play(
+    cfg: EvalConfig, name: str, beta: float, policy: Policy, partner: Policy | None, factory: Any, module: ModuleType
+) -> Row:
+    """One row. A game is played twice a scenario, ours in seat 0, then in seat 1; intervals resample scenarios."""
+    seeds = range(cfg.seed, cfg.seed + cfg.episodes)
+    if partner is None:
+        episodes = rollout(policy, factory, seeds, progress=cfg.progress)
+        values = {HEADLINE[1]: [episode.total_reward for episode in episodes], **module.summary(episodes)}
+        return Row(name, beta, values, [episode.id for episode in episodes], episodes)
+    pairs = selfplay((policy, partner), factory, seeds, progress=cfg.progress)
+    swapped = selfplay((partner, policy), factory, seeds, progress=cfg.progress)
+    pairs += [(_renamed(ours), _renamed(theirs)) for theirs, ours in swapped]
+    told = [_told(episode, side) for pair in pairs for episode, side in zip(pair, ("run", "partner"), strict=True)]
+    return Row(name, beta, module.summary(pairs), [ours.meta["group"] for ours, _ in pairs], told)
+
+
+def _renamed(episode: Episode) -> Episode:
+    """The second game of a seed has an id of its own."""
+    seed, _, side = episode.id.rpartition(":")
+    return replace(episode, id=f"{seed}-swapped:{side}")
+
+
+def _told(episode: Episode, side: str) -> Episode:
+    """The transcript says whose side it is."""
+    return replace(episode, meta={**episode.meta, "side": side})
+
+
+def _settings(cfg: EvalConfig, arguments: Mapping[str, Any], seats: int) -> dict[str, Any]:
+    """What was played, without the folders' places."""
+    settings = {
+        "run": cfg.run.resolve().name,
+        "env": cfg.env,
+        "env_arguments": {k: Path(v).name if k in FILES else v for k, v in arguments.items()},
+        **{k: getattr(cfg, k) for k in ("episodes", "seed", "greedy", "support_top_k", "support_top_p")},
+        "temperature": None if cfg.greedy else cfg.temperature,
+        "max_new_tokens": cfg.max_new_tokens,
+    }
+    if seats == 2:
+        settings |= {"partner": (cfg.partner or cfg.run).resolve().name, "partner_beta": cfg.partner_beta}
+    return settings
+
+
+def _versions() -> dict[str, Any]:
+    """What the bits of a sampled episode depend on beside the model."""
+    versions = {"ilql": ilql.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {**versions, "threads": torch.get_num_threads()}
+
+
+def _report(rows: Sequence[Row], headline: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The table's lines and the rows of eval.json."""
+    reference = next((row for row in rows if row.name == PARTNER_ROW), None)
+    lines, results = [], []
+    for row in rows:
+        intervals = row.intervals()
+        if reference is not None and row is not reference:
+            gain = paired(_known(row.values[headline]), _known(reference.values[headline]), groups=row.groups)
+            intervals[f"gain in {headline}"] = gain
+        policy = "partner, both sides" if row is reference else f"beta {row.beta:g}"
+        lines.append({"policy": policy, "n": len(row.groups), **intervals})
+        results.append({"name": row.name, "beta": row.beta, "n": len(row.groups), "metrics": intervals})
+    return lines, results
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _recorded(cfg: EvalConfig) -> dict[str, Any]:
+    """The arguments of the corpus that the run was trained on, where that corpus has the environment's name."""
+    folder = cfg.run
+    for path in (folder / "data.json", folder.parent / "data.json"):
+        if path.is_file() and (path.parent == folder or folder.name == "model"):
+            try:
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}: not valid JSON ({error}); give the arguments by --env-arg") from None
+            if isinstance(manifest, dict) and manifest.get("corpus") == cfg.env:
+                return dict(manifest.get("arguments") or {})
+    return {}
+
+
+def _check(cfg: EvalConfig) -> None:
+    def need(holds: bool, option: str, value: object, what: str) -> None:
+        if not holds:
+            raise InputError(f"{option} is {value}, but must be {what}")
+
+    need(cfg.episodes >= 1, "--episodes", cfg.episodes, "at least 1")
+    need(cfg.seed >= 0, "--seed", cfg.seed, "0 or more")
+    need(len(cfg.beta) > 0, "--beta", "empty", "at least one number")
+    for beta in cfg.beta:
+        need(math.isfinite(beta) and beta >= 0, "--beta", beta, "a finite number of at least 0")
+    need(math.isfinite(cfg.partner_beta) and cfg.partner_beta >= 0, "--partner-beta", cfg.partner_beta, "at least 0")
+    need(math.isfinite(cfg.temperature) and cfg.temperature > 0, "--temperature", cfg.temperature, "above 0")
+    need(cfg.support_top_k is None or cfg.support_top_k >= 1, "--support-top-k", cfg.support_top_k, "at least 1")
+    top_p = cfg.support_top_p
+    need(top_p is None or 0 < top_p <= 1, "--support-top-p", top_p, "above 0 and at most 1")
+    need(cfg.max_new_tokens >= 1, "--max-new-tokens", cfg.max_new_tokens, "at least 1")
+    if cfg.output is not None and cfg.output.exists():
+        raise InputError(f"--output {cfg.output} exists; choose another folder, nothing is overwritten")
+    decode.model_folder(cfg.run)
+    if cfg.partner is not None:
+        if envs.find(cfg.env).SEATS == 1:
+            raise InputError(f"--partner is for games, and {cfg.env} has one seat: leave it out")
+        decode.model_folder(cfg.partner)
+
+
+def _run_of(model: Path) -> Path:
+    """The run folder that a model folder lies in, else the model folder itself."""
+    return model.parent if (model.parent / "config.yaml").is_file() else model
+
+
+def _new_folder(cfg: EvalConfig) -> Path:
+    """Make the folder of this evaluation; never one that exists."""
+    if cfg.output is not None:
+        _make(cfg.output)
+        return cfg.output
+    model = decode.model_folder(cfg.run)
+    home = cfg.run if model != cfg.run else _run_of(model)
+    number = 1
+    while (folder := home / "eval" / f"{cfg.env}-{number}").exists():
+        number += 1
+    _make(folder)
+    return folder
+
+
+def _make(folder: Path) -> None:
+    try:
+        (folder / "transcripts").mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}; give another one by --output") from None
+
+
+def _write_transcripts(path: Path, episodes: Sequence[Episode]) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        for episode in episodes:
+            file.write(json.dumps(to_log(episode), ensure_ascii=False) + "\n")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors are the one sentence that every other bad input gets."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            message = envs.unknown("option", unknown[1], options)
+        raise InputError(f"{message} (see --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="eval.py", description="Play a trained run in an environment.", allow_abbrev=False)
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="run folder, or a model's folder")
+    add("--env", required=True, help=f"one of {', '.join(envs.ENVS)}")
+    add("--env-arg", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="an argument of the environment")
+    add("--scenarios", metavar="FILE", help="short for --env-arg scenarios=FILE")
+    add("--episodes", type=int, default=100, help="seeds to play; of a game each in both seats (default 100)")
+    add("--beta", type=float, nargs="+", default=[0.0], help="weights of the advantage; 0 is the actor (default 0)")
+    add("--greedy", action="store_true", help="the likeliest token instead of sampling")
+    add("--temperature", type=float, default=1.0, help="of sampling (default 1)")
+    add("--support-top-k", type=int, metavar="K", help="only among the actor's K likeliest tokens")
+    add("--support-top-p", type=float, metavar="P", help="only among the actor's likeliest tokens of mass P")
+    add("--partner", type=Path, metavar="RUN", help="the other side of a game (default: the run's own actor)")
+    add("--partner-beta", type=float, default=0.0, help="the partner's beta (default 0)")
+    add("--max-new-tokens", type=int, default=64, help="longest utterance (default 64)")
+    add("--seed", type=int, default=0, help="first episode's seed, and that of sampling (default 0)")
+    add("--output", type=Path, metavar="DIR", help="folder to make (default: RUN/eval/ENV-N)")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _config(argv: Sequence[str]) -> EvalConfig:
+    options = vars(_parser().parse_args(argv))
+    given: dict[str, str] = {}
+    for text in options.pop("env_arg"):
+        name, mark, value = text.partition("=")
+        if not mark:
+            raise InputError(f"--env-arg {text}: write it as KEY=VALUE")
+        given[name] = value
+    scenarios = options.pop("scenarios")
+    if scenarios is not None:
+        given["scenarios"] = scenarios
+    return EvalConfig(env_args=given, progress=not options.pop("quiet"), **options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: prints the table, returns the exit status (2 on bad input)."""
+    try:
+        text, folder = evaluate(_config(sys.argv[1:] if argv is None else argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    print(f"\n95 % bootstrap intervals; transcripts and eval.json in {folder}")
+    return 0
