@@ -32,7 +32,7 @@ help:  ## this list
 setup: $(STAMP)  ## build .venv (demo and test do so by themselves)
 
 $(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
-	@set -e; python="$(PYTHON)"; \
+	@set -e; python="$(PYTHON)"; found=; \
 	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	  for p in $${python:-python3 python3.13 python3.12 python3.11}; do \
 	    if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$p; break; fi; \
