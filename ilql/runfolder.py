@@ -36,7 +36,10 @@ def check(cfg: TrainConfig, resume: bool, allow_inexact: bool) -> bool:
         raise InputError(f"the run folder {run} exists; choose another --output, or continue it with --resume")
     path = run / "config.yaml"
     if not path.is_file():
-        if any(p.name != ".lock" and not p.name.startswith(checkpoint.TEMPORARY) for p in run.iterdir()):
+        # A run that was killed at its very beginning has no more than these.
+        if any(
+            p.name not in (".lock", "data.json") and not p.name.startswith(checkpoint.TEMPORARY) for p in run.iterdir()
+        ):
             raise InputError(f"{run} is not a run folder: it has no config.yaml; choose another --output")
         return False
     old, new = flat(load_config(["--config", str(path)])), flat(cfg)
@@ -50,8 +53,11 @@ def check(cfg: TrainConfig, resume: bool, allow_inexact: bool) -> bool:
     return True
 
 
-def claim(run: Path) -> IO[str]:
-    """Make the folder if need be and lock it for this process; the lock falls with the process, however it ends."""
+def claim(run: Path, known: bool) -> IO[str]:
+    """Make the folder if need be and lock it for this process; the lock falls with the process, however it ends.
+
+    known: what `check` found. A run that was begun by another process since then is refused.
+    """
     run.mkdir(parents=True, exist_ok=True)
     lock = (run / ".lock").open("a")
     try:
@@ -59,7 +65,9 @@ def claim(run: Path) -> IO[str]:
     except OSError:
         lock.close()
         raise InputError(f"another process is training in {run}; wait for it or choose another --output") from None
-    (run / "checkpoints").mkdir(exist_ok=True)
+    if not known and (run / "config.yaml").exists():
+        lock.close()
+        raise InputError(f"the run folder {run} exists; choose another --output, or continue it with --resume")
     checkpoint.sweep(run)
     checkpoint.sweep(run / "checkpoints")
     return lock

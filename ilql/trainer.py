@@ -74,7 +74,7 @@ def train(cfg: TrainConfig, *, resume: bool = False, allow_inexact: bool = False
     if cfg.init_from and begins:
         say(accelerator, warmstart.load(model, Path(cfg.init_from)))
     accelerator.wait_for_everyone()  # nobody makes the folder before all have looked for it
-    lock = runfolder.claim(Path(cfg.output)) if accelerator.is_main_process else None
+    lock = runfolder.claim(Path(cfg.output), known) if accelerator.is_main_process else None
     try:
         run = Run(cfg, accelerator, feed, model)
         if not begins and not run.restore(allow_inexact) and cfg.init_from:
@@ -308,7 +308,7 @@ class Run:
         states = gather_object([checkpoint.random_states()])  # one for each process
         if self.main:
             progress = asdict(self.progress)
-            names = {p: name for name, p in self.parameters.items()}
+            names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
             checkpoint.save(
                 self.folder / "checkpoints" / f"step-{self.progress.step}",
                 {
@@ -347,7 +347,7 @@ class Run:
         if inexact:
             self.say(f"not bit-identical to an uninterrupted run: {inexact}")
         checkpoint.load_model(self.model, tensors["model"])
-        names = {p: name for name, p in self.parameters.items()}
+        names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
         checkpoint.load_optimizer(self.optimizer, names, tensors["optimizer"])
         self.progress = Progress(**trainer["progress"])
         self.positions = trainer["logs"]

@@ -1,4 +1,4 @@
-"""A small dataset and a small config for tests of training: two-turn dialogues in bytes, a model of two narrow layers."""
+"""A small dataset and config for tests of training: dialogues of a few turns in bytes, a model of two narrow layers."""
 
 import json
 import random
