@@ -28,6 +28,13 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     assert 0.90 <= np.mean(hits) <= 0.98
 
 
+def test_every_episode_can_be_drawn() -> None:
+    for place in range(4):
+        values = [0.0] * 4
+        values[place] = 8.0
+        assert bootstrap(values).high >= 4.0
+
+
 def test_confidence_widens() -> None:
     values = list(range(30))
     assert bootstrap(values, 0.99).low < bootstrap(values, 0.8).low
