@@ -87,7 +87,7 @@ class MarkLayout:
     def _ids(self, text: str) -> list[int]:
         try:
             return self._backend.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # what the tokenizers library raises for it
             raise Reject("", 0, "content", "a lone surrogate, which is no Unicode text") from None
 
     def tidy(self, text: str) -> str:

@@ -192,7 +192,7 @@ class TemplateLayout:
                 if ids[: len(self._newline)] == self._newline:
                     return ids[len(self._newline) :]
             return self._backend.encode(piece, add_special_tokens=False).ids
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # what the tokenizers library raises for it
             raise Reject("", 0, "content", "a lone surrogate, which is no Unicode text") from None
 
 

@@ -140,6 +140,8 @@ def load(name: str) -> Any:
         raise InputError(f"--tokenizer {name!r} has no tokenizer.json (a `tokenizers` backend), which is needed here")
     if len(tokenizer) == 0:
         raise InputError(f"--tokenizer {name!r} has an empty vocabulary")
+    for how in ("is_local", "local_files_only"):  # how it was loaded is no part of it: saved again, the same bytes
+        tokenizer.init_kwargs.pop(how, None)
     if turn_format(tokenizer) != TURN_FORMAT and not tokenizer.chat_template:
         _adopt(tokenizer)
     return tokenizer

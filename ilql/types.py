@@ -38,7 +38,7 @@ class Turn:
     role: str
     text: str
     reward: float = 0.0
-    logp: float | Sequence[float] | None = None
+    logp: float | Sequence[float | None] | None = None
     act: bool = True
     tool_calls: Sequence[dict[str, Any]] | None = None
 

@@ -1,0 +1,145 @@
+"""The general log format: what a line may say, and that a fault costs one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasets_prep import chat
+from datasets_prep.rejects import Reject
+from ilql.types import Episode, InputError, Turn
+
+U, A = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+GOOD = {"messages": [U, A]}
+
+
+def read(tmp_path: Path, *lines: Any, **options: Any) -> list[Episode | Reject]:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"\n".join(x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines) + b"\n")
+    return list(chat.episodes([path], seed=0, **options))
+
+
+def one(tmp_path: Path, line: Any, **options: Any) -> Episode:
+    (found,) = read(tmp_path, line, **options)
+    assert isinstance(found, Episode), found
+    return found
+
+
+def test_all_fields(tmp_path: Path) -> None:
+    line = {
+        "id": "d",
+        "messages": [
+            {"role": "system", "content": "be kind"},
+            U,
+            {"role": "assistant", "content": None, "tool_calls": [{"a": 1}], "reward": 1, "logp": [-0.5, None]},
+            {"role": "tool", "content": "ok", "name": "look", "tool_call_id": "1"},
+            {"role": "assistant", "content": "no", "loss_mask": 0},
+            {"role": "assistant", "content": "yo", "loss_mask": 1, "reward": 0.5, "logp": -1},
+            U,
+        ],
+        "tools": [{"name": "look"}],
+        "reward": 2,
+        "terminated": False,
+        "meta": {"k": [1, None]},
+    }
+    found = one(tmp_path, line)
+    assert (found.id, found.terminated, found.meta) == ("d", False, {"k": [1, None]})
+    assert found.tools == [{"name": "look"}]
+    assert list(found.turns) == [
+        Turn("system", "be kind"),
+        Turn("user", "hi"),
+        Turn("assistant", "", 1.0, [-0.5, None], True, [{"a": 1}]),
+        Turn("tool", "ok"),
+        Turn("assistant", "no", act=False),
+        Turn("assistant", "yo", 2.5, -1.0),
+        Turn("user", "hi"),
+    ]
+
+
+def test_defaults(tmp_path: Path) -> None:
+    found = one(tmp_path, GOOD)
+    assert (found.id, found.terminated, found.meta, found.tools) == ("log-1", True, {}, None)
+    assert one(tmp_path, GOOD | {"id": 7}).id == "7"
+
+
+def test_agent_role(tmp_path: Path) -> None:
+    customer = {"role": "customer", "content": "c", "reward": 1}
+    found = one(tmp_path, {"messages": [U, customer, A]}, agent_role="customer")
+    assert [(t.role, t.text) for t in found.turns] == [("user", "hi"), ("assistant", "c"), ("user", "yo")]
+    found = one(tmp_path, GOOD | {"reward": 3}, agent_role="user")
+    assert list(found.turns) == [Turn("assistant", "hi", 3.0), Turn("user", "yo")]
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_dialogues(tmp_path: Path) -> None:
+    good = json.dumps(GOOD).encode()
+    found = read(tmp_path, b"\xef\xbb\xbf" + good, b"", b"  \r", good + b"\r")
+    assert [e.id for e in found] == ["log-1", "log-4"]
+
+
+def message(**changes: Any) -> dict[str, Any]:
+    return {"messages": [U, {**A, **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "reason"),
+    [
+        (b"{", "", "JSON"),
+        (b'"text"', "", "Expected `object`"),
+        (b"[]", "", "Expected `object`"),
+        (b"{}", "", "messages"),
+        (b'{"messages": [{"role": "assistant", "content": "\xff"}]}', "", "UTF-8"),
+        (b'{"messages": [{"role": "assistant", "content": "\\ud800"}]}', "", "JSON"),
+        (b'{"messages": [{"role": "assistant", "content": "a\x00b"}]}', "", "JSON"),
+        (b'{"messages": [], "meta": ' + b'{"a":' * 20000 + b"1" + b"}" * 20000 + b"}", "", "nested"),
+        (b'{"messages": ' + b"[" * 100000, "messages[0]", "Expected `object`"),
+        (b'{"messages": [], "reward": NaN}', "", "JSON"),
+        (b'{"messages": [], "reward": 1e999}', "reward", "out of range"),
+        ({"messages": "hi"}, "messages", "array"),
+        ({"messages": [U, "yo"]}, "messages[1]", "object"),
+        (message(reward="1"), "messages[1].reward", "`str`"),
+        (message(reward=True), "messages[1].reward", "`bool`"),
+        (GOOD | {"reward": "1"}, "reward", "`str`"),
+        (GOOD | {"terminated": 1}, "terminated", "bool"),
+        (GOOD | {"terminated": "true"}, "terminated", "bool"),
+        (GOOD | {"meta": []}, "meta", "object"),
+        (GOOD | {"rewards": 1}, "rewards", "did you mean 'reward'"),
+        (GOOD | {"zzz": 1}, "zzz", "'meta'"),
+        (message(rewrd=1), "messages[1].rewrd", "did you mean 'reward'"),
+        (message(content=5), "messages[1].content", "`int`"),
+        (message(content=[{"type": "text", "text": "a"}]), "messages[1].content", "`array`"),
+        (message(content=None), "messages[1].content", "null"),
+        (message(loss_mask=2), "messages[1].loss_mask", "2"),
+        (message(logp="x"), "messages[1].logp", "`str`"),
+        (message(role="asistant"), "messages[1].role", "did you mean 'assistant'"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
+        ({"messages": [{**U, "loss_mask": 1}, A]}, "messages[0].loss_mask", "not the agent's"),
+        ({"messages": [{**U, "logp": -1}, A]}, "messages[0].logp", "not the agent's"),
+        ({"messages": [{**U, "tool_calls": [{}]}, A]}, "messages[0].tool_calls", "not the agent's"),
+        ({"messages": [U], "reward": 1}, "reward", "no message of the agent"),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes | dict) else None,
+)
+def test_a_fault_costs_one_line(tmp_path: Path, line: Any, field: str, reason: str) -> None:
+    before, fault, after = read(tmp_path, GOOD, line, GOOD)
+    assert isinstance(before, Episode)
+    assert isinstance(after, Episode)
+    assert isinstance(fault, Reject)
+    assert (fault.file, fault.line, fault.field) == ("log.jsonl", 2, field)
+    assert reason in fault.reason
+
+
+@pytest.mark.parametrize("text", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_an_empty_file_is_an_error(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=r"empty\.jsonl is empty"):
+        list(chat.episodes([path]))
+
+
+def test_no_file_a_folder_and_a_compressed_file_are_errors(tmp_path: Path) -> None:
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(b"x")
+    for inputs in ([], [tmp_path], [packed]):
+        with pytest.raises(InputError, match="--input"):
+            list(chat.episodes(inputs))
