@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a file that may not be read, a full disk
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except SystemExit as end:  # argparse's --help
         return int(end.code or 0)
     return 0

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,9 @@ def episodes(inputs: list[Path], *, seed: int = 0, agent_role: str = AGENT) -> I
     if not inputs:
         raise InputError("chat reads log files: give --input FILE.jsonl")
     decoder = msgspec.json.Decoder(Dialogue)
-    for path in inputs:
+    stems = Counter(path.stem for path in inputs)
+    for k, path in enumerate(inputs, 1):
+        stem = path.stem if stems[path.stem] == 1 else f"{path.stem}.{k}"  # a folder a day, with the same names inside
         if path.is_dir():
             raise InputError(f"--input {path} is a folder; give its files")
         if path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip"):
@@ -75,16 +78,18 @@ def episodes(inputs: list[Path], *, seed: int = 0, agent_role: str = AGENT) -> I
                     continue
                 empty = False
                 try:
-                    yield _episode(decoder, line, path, number, agent_role)
+                    yield _episode(decoder, line, (path.name, number), f"{stem}-{number}", agent_role)
                 except Reject as fault:
                     yield Reject(path.name, number, fault.field, fault.reason, fault.id)
         if empty:
             raise InputError(f"--input {path} is empty: it holds no dialogue")
 
 
-def _episode(decoder: msgspec.json.Decoder[Dialogue], line: bytes, path: Path, number: int, agent_role: str) -> Episode:
+def _episode(
+    decoder: msgspec.json.Decoder[Dialogue], line: bytes, place: tuple[str, int], fallback: str, agent_role: str
+) -> Episode:
     log = _parse(decoder, line)
-    name = f"{path.stem}-{number}" if log.id is None else str(log.id)
+    name = fallback if log.id is None else str(log.id)
     turns = []
     for k, message in enumerate(log.messages):
         try:
@@ -96,7 +101,7 @@ def _episode(decoder: msgspec.json.Decoder[Dialogue], line: bytes, path: Path, n
         if last is None:
             raise Reject("", 0, "reward", "the dialogue has a reward but no message of the agent", name)
         turns[last] = replace(turns[last], reward=turns[last].reward + log.reward)
-    return Placed(name, turns, log.terminated, log.meta or {}, log.tools, file=path.name, line=number)
+    return Placed(name, turns, log.terminated, log.meta or {}, log.tools, file=place[0], line=place[1])
 
 
 def _turn(message: Message, agent_role: str) -> Turn:

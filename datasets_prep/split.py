@@ -54,7 +54,7 @@ def parse(value: str | None) -> float | Path | None:
 def items(
     corpus: ModuleType, inputs: list[Path], validation: float | Path | None, seed: int, options: dict[str, Any]
 ) -> Iterator[Item]:
-    """Every episode of a corpus with its split; an id that was seen before is a Reject.
+    """Every episode of a corpus with its split; an id that its source had before is a Reject.
 
     A validation file is either asked for the groups that it names (a corpus with `groups(path)`), which are then taken
     out of train, or is itself the validation split.
@@ -68,9 +68,9 @@ def items(
             held = corpus.groups(validation)
         else:
             sources.append(("validation", corpus.episodes([validation], seed=seed, **options)))
-    seen: set[str] = set()
     held_out = 0
     for name, source in sources:
+        seen: set[str] = set()  # anew for a validation file: lines without an id are named after their file
         for item in source:
             if isinstance(item, Reject):
                 yield name, item

@@ -129,6 +129,15 @@ def test_a_fault_costs_one_line(tmp_path: Path, line: Any, field: str, reason: s
     assert reason in fault.reason
 
 
+def test_files_of_the_same_name_have_lines_of_their_own(tmp_path: Path) -> None:
+    paths = [tmp_path / day / "log.jsonl" for day in ("monday", "tuesday")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(json.dumps(GOOD))
+    found = [e.id for e in chat.episodes(paths) if isinstance(e, Episode)]
+    assert found == ["log.1-1", "log.2-1"]
+
+
 @pytest.mark.parametrize("text", [b"", b"\n \n", b"\xef\xbb\xbf"])
 def test_an_empty_file_is_an_error(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "empty.jsonl"

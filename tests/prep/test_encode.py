@@ -35,6 +35,7 @@ ALL = {
     "generation": lambda: others.chatml(others.GENERATION),
     "llama3": others.llama3,
     "folding": others.folding,
+    "sentencepiece": others.sentencepiece,
 }
 
 

@@ -74,6 +74,20 @@ def folding() -> PreTrainedTokenizerFast:
     return stranger(FOLDING, ["<s>", "</s>"], bos_token="<s>", eos_token="</s>")
 
 
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """Like Llama 2's: a space is put before a text's first word, and decoding takes it off."""
+    letters = sorted(set("▁hellothereyoutwo,howare?yesnobyeINST[]/ \nsz é"))
+    backend = Tokenizer(
+        models.BPE(vocab={c: i for i, c in enumerate(["<unk>", *letters])}, merges=[], unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    backend.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in ("<s>", "</s>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = FOLDING
+    return tokenizer
+
+
 def saved(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     return folder
