@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from datasets_prep import chat
+from datasets_prep import chat, tokenizer
+from datasets_prep.encode import Encoder
 from ilql import decode
 from ilql.evaluate import main
+from ilql.model import ModelConfig, build
 from ilql.types import Episode, Policy
 from tests.scripted import Scripted, grabber, negotiator, walker
 
@@ -251,6 +253,23 @@ def test_bad_folders(run: Path, loads: Any, capsys: Any, tmp_path: Path) -> None
     assert main([str(run), "--env", "deal_or_no_deal", "--partner", str(empty), "--quiet"]) == 2
     assert "no model/" in capsys.readouterr().err
     assert not list(empty.iterdir())
+
+
+def test_a_real_model_plays(tmp_path: Path, scenarios: Path) -> None:
+    encoder = Encoder(tokenizer.train("byte", []))
+    ids: dict[str, Any] = {"vocab_size": encoder.vocab_size, "bos_id": encoder.bos_id, "pad_id": encoder.pad_id}
+    model = build(ModelConfig(layers=1, width=16, heads=2, context=256), end_ids=encoder.end_ids, history=None, **ids)
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    encoder.tokenizer.save_pretrained(folder)
+    options = ["--episodes", "2", "--beta", "0", "2", "--max-new-tokens", "4", "--support-top-k", "5", "--quiet"]
+    command = [str(folder), "--env", "deal_or_no_deal", "--scenarios", str(scenarios), *options]
+    assert main([*command, "--env-arg", "max_turns=3"]) == main([*command, "--env-arg", "max_turns=3"]) == 0
+    one, two = (folder / "eval" / f"deal_or_no_deal-{i}" / "transcripts" / "beta-2.jsonl" for i in (1, 2))
+    assert one.read_bytes() == two.read_bytes()
+    found = [episode for episode in chat.episodes([one]) if isinstance(episode, Episode)]
+    assert len(found) == 8
+    assert {episode.meta["outcome"] for episode in found} == {"turn_limit"}
 
 
 def test_the_script_runs_from_anywhere(tmp_path: Path) -> None:
