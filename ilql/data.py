@@ -100,12 +100,15 @@ def crop(tokens: Sequence[int], turn: Sequence[int], history: int | None) -> lis
 
 @dataclass
 class Batch:
-    """Flat decisions. Every index addresses `tokens`; the pieces of `lengths` are laid end to end in it.
+    """Flat decisions. Every index addresses `tokens`, in which dialogues (or windows) lie end to end.
 
     tokens (T) ids; position (T), restarting at 0 with every piece; target (M) positions of action tokens, whose logits
     are read at target - 1; owner (M') the decision of each of the first M' action tokens: action tokens without a
     decision (an algorithm that bootstraps cannot use a transition whose next state was not logged) come last, for
     behaviour cloning only; state, last, next (N) positions; reward, discount, ret (N); ids: the dialogues.
+
+    run: the pieces that the trunk has to compute, since under causal attention a piece that begins another is computed
+    with it; where (T): the row of the trunk's output that holds a position's h_t.
     """
 
     tokens: Tensor
@@ -118,7 +121,8 @@ class Batch:
     reward: Tensor
     discount: Tensor
     ret: Tensor
-    lengths: list[int]
+    run: Run
+    where: Tensor
     ids: list[str]
 
     @property
@@ -138,6 +142,8 @@ class Batch:
         """Move every tensor; `dtype` is for the real numbers (collated in float64), the indices keep theirs."""
 
         def move(value: Any) -> Any:
+            if isinstance(value, Run):
+                return Run(move(value.tokens), move(value.position), value.lengths)
             if not isinstance(value, Tensor):
                 return value
             return value.to(device, dtype if value.is_floating_point() else None)
@@ -145,43 +151,93 @@ class Batch:
         return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
 
+class Run(NamedTuple):
+    """What the trunk computes: tokens (U), position (U), and the lengths of the pieces."""
+
+    tokens: Tensor
+    position: Tensor
+    lengths: list[int]
+
+
+def _run(pieces: Mapping[bytes, bool]) -> tuple[Run, np.ndarray]:
+    """What the trunk computes of pieces (their int32 tokens as bytes -> whether h at their last token is read), and for
+    every position of all pieces the row of its output, (T); a position that nobody reads has a row out of range.
+
+    A piece that is the beginning of another is computed with it: sorted, it stands right before one that it begins.
+    """
+    wanted = [piece if read else piece[:-4] for piece, read in pieces.items()]
+    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+    host = list(range(len(wanted)))
+    for a, b in zip(reversed(order[:-1]), reversed(order[1:]), strict=True):
+        if wanted[b].startswith(wanted[a]):
+            host[a] = host[b]
+    kept = [i for i, h in enumerate(host) if h == i]
+    lengths = [len(wanted[i]) // 4 for i in kept]
+    first = dict(zip(kept, np.cumsum([0, *lengths[:-1]]).tolist(), strict=True))
+    where = []
+    for i, (piece, read) in enumerate(pieces.items()):
+        rows = np.arange(len(piece) // 4) + first[host[i]]
+        if not read:
+            rows[-1] = sum(lengths)
+        where.append(rows)
+    return Run(_tokens([wanted[i] for i in kept]), _positions(lengths), lengths), np.concatenate(where)
+
+
+def _tokens(pieces: Iterable[bytes]) -> Tensor:
+    return torch.from_numpy(np.frombuffer(b"".join(pieces), np.int32).astype(np.int64))
+
+
+def _positions(lengths: Sequence[int]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))
+
+
 class _Pieces:
     """Lays windows end to end, each distinct one once."""
 
     def __init__(self, bos: int) -> None:
-        self.bos, self.pieces, self.size = bos, [], 0  # type: int, list[np.ndarray], int
+        self.bos = np.int32(bos).tobytes()
         self.known: dict[bytes, int] = {}
+        self.read: dict[bytes, bool] = {}
+        self.size = 0
 
-    def add(self, tokens: np.ndarray, begin: int, end: int) -> int:
-        """Add tokens[begin:end], behind a BOS where that is no beginning; returns what to add to a row's positions."""
-        piece = tokens[begin:end]
+    def add(self, tokens: bytes, begin: int, end: int, read: bool) -> int:
+        """Add tokens[begin:end], behind a BOS where that is no beginning; returns what to add to a row's positions.
+
+        read: whether h at the last token is read.
+        """
+        piece = tokens[4 * begin : 4 * end]
         if begin:
-            piece = np.concatenate(([self.bos], piece)).astype(tokens.dtype)
-        key = piece.tobytes()
-        offset = self.known.get(key)
+            piece = self.bos + piece
+        offset = self.known.get(piece)
         if offset is None:
-            offset = self.known[key] = self.size
-            self.pieces.append(piece)
-            self.size += len(piece)
+            offset = self.known[piece] = self.size
+            self.size += len(piece) // 4
+        self.read[piece] = read or self.read.get(piece, False)
         return offset - begin + (1 if begin else 0)
 
 
-def _shifts(row: Row, at: Decisions, history: int | None, pieces: _Pieces) -> tuple[np.ndarray, int]:
+def _shifts(row: Row, at: Decisions, history: int | None, pieces: _Pieces, acted: bool) -> tuple[np.ndarray, int]:
     """What to add to the positions of each decision (n), and to those of the state after the last one."""
-    tokens, turn, start, end = row["tokens"], row["turn"], row["start"], row["end"]
+    turn, start, end = row["turn"], row["start"], row["end"]
+    tokens = np.ascontiguousarray(row["tokens"], np.int32).tobytes()
+    length = len(tokens) // 4
     bootstraps = at.next[-1] > at.last[-1]
     if history is None:
-        shift = pieces.add(tokens, 0, len(tokens) if bootstraps else int(end[-1]))
+        shift = pieces.add(tokens, 0, length if bootstraps else int(end[-1]), bootstraps or acted)
         return np.full(len(start), shift), shift
     owner = np.searchsorted(turn, start, side="right") - 1  # the turn that each action stands in
-    shifts = np.empty(len(start), np.int64)
-    for t in np.unique(owner):
-        mine = owner == t
-        shifts[mine] = pieces.add(tokens, window_start(turn, int(t), history), int(end[mine].max()))
+    firsts = np.flatnonzero(np.diff(owner, prepend=-1))
+    counts = np.diff(firsts, append=len(start))
+    ends = end[firsts + counts - 1].tolist()
+    shift_of = [
+        pieces.add(tokens, window_start(turn, t, history), e, acted)
+        for t, e in zip(owner[firsts].tolist(), ends, strict=True)
+    ]
+    shifts = np.repeat(np.array(shift_of, np.int64), counts)
     if not bootstraps:
         return shifts, int(shifts[-1])
     final = int(np.searchsorted(turn, at.next[-1], side="right")) - 1
-    return shifts, pieces.add(tokens, window_start(turn, final, history), len(tokens))
+    return shifts, pieces.add(tokens, window_start(turn, final, history), length, True)
 
 
 def collate(
@@ -192,11 +248,13 @@ def collate(
     history: int | None = None,
     reward_scale: float = 1.0,
     bootstraps: bool = True,
+    acted: bool = True,
 ) -> Batch:
     """Lay dialogues end to end as decisions.
 
     gamma: discount of a time step. history: see DataConfig. bootstraps: whether the algorithm needs the next state;
-    then a last transition without one is no decision, and its tokens are left to behaviour cloning.
+    then a last transition without one is no decision, and its tokens are left to behaviour cloning. acted: whether h is
+    read at an action's last token (scalar critics of utterances do, critics over the vocabulary do not).
     """
     pieces = _Pieces(bos)
     cols: dict[str, list[np.ndarray]] = {k: [] for k in ("state", "last", "next", "reward", "discount", "ret")}
@@ -207,7 +265,7 @@ def collate(
     for row in rows:
         start, end = row["start"], row["end"]
         at = decisions(start, end, len(row["tokens"]), bool(row["terminated"]))
-        shifts, final = _shifts(row, at, history, pieces)
+        shifts, final = _shifts(row, at, history, pieces, acted)
         keep = len(start) if at.has_next or not bootstraps else len(start) - 1
         reward = np.asarray(row["reward"], np.float64) * reward_scale
         discount = np.full(len(start), gamma)
@@ -232,9 +290,10 @@ def collate(
         orphans.append(place[~owned])
         ids.append(str(row["id"]))
         n += keep
-    if not pieces.pieces:
+    if not pieces.known:
         raise InputError("a batch without dialogues; the dataset is empty")
-    lengths = [len(p) for p in pieces.pieces]
+    laid = list(pieces.known)
+    run, where = _run(pieces.read)
 
     def index(parts: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.int64))
@@ -243,8 +302,8 @@ def collate(
         return torch.from_numpy(np.concatenate(cols[name]))
 
     return Batch(
-        tokens=index(pieces.pieces),
-        position=torch.cat([torch.arange(length) for length in lengths]),
+        tokens=_tokens(laid),
+        position=_positions([len(p) // 4 for p in laid]),
         target=index(target + orphans),
         owner=index(owner),
         state=index(cols["state"]),
@@ -253,7 +312,8 @@ def collate(
         reward=number("reward"),
         discount=number("discount"),
         ret=number("ret"),
-        lengths=lengths,
+        run=run,
+        where=torch.from_numpy(where),
         ids=ids,
     )
 

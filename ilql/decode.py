@@ -157,7 +157,7 @@ def score(model: ILQLModel, dialogue: Episode | Sequence[Turn], encoder: Encoder
     row["tokens"] = torch.tensor(row["tokens"], dtype=torch.int32).numpy()
     batch = collate([row], gamma=1.0, bos=encoder.bos_id, history=model.config.history, bootstraps=False)
     batch = batch.to(model.device)
-    hidden = model.hidden(batch.tokens, batch.position, batch.lengths)[batch.target - 1]
+    hidden = model.hidden(*batch.run)[batch.where[batch.target - 1]]
     action = batch.tokens[batch.target]
     logits = model.get_output_embeddings()(hidden)
     logp = logits.log_softmax(-1).gather(1, action[:, None]).squeeze(1).tolist()

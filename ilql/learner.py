@@ -19,43 +19,49 @@ from ilql.types import InputError
 
 
 class Out:
-    """Statistics of a batch, one number a decision (N) or action token (M), critics leading (K)."""
+    """Statistics of a batch, one number a decision (N) or action token (M), critics leading (K).
+
+    Each is computed once for every distinct place that it is read at, and spread to the decisions by index.
+    """
 
     def __init__(self, model: ILQLModel, hidden: Tensor, batch: Batch) -> None:
-        """hidden (T, D): h_t at every position of the batch."""
+        """hidden (U, D): the trunk's output for `batch.run`."""
         self.model, self.hidden, self.batch = model, hidden, batch
-
-    @cached_property
-    def _state(self) -> Tensor:
-        return self.hidden[self.batch.state]
-
-    @cached_property
-    def _acted(self) -> Tensor:
-        return self.hidden[self.batch.last]
+        self._scalar = model.config.critic == "scalar"
 
     @cached_property
     def logp(self) -> Tensor:
         """log pi(a) of every action token under the actor, (M)."""
         head: Any = self.model.get_output_embeddings()
+        place, spread = _distinct(self.batch.target)
         taken, lse = taken_and_lse(
-            self.hidden[self.batch.target - 1],
+            self.hidden[self.batch.where[place - 1]],
             head.weight,
             getattr(head, "bias", None),
-            self.batch.tokens[self.batch.target],
+            self.batch.tokens[place],
         )
-        return taken - lse
+        return (taken - lse)[spread]
+
+    @cached_property
+    def _acts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a critic reads, once for each distinct action in its state: h, the action's last token, the spread."""
+        place, spread = _distinct(self.batch.last)
+        at = place if self._scalar else place - 1
+        return self.hidden[self.batch.where[at]], self.batch.tokens[place], spread
 
     @cached_property
     def _critics(self) -> tuple[Tensor, Tensor]:
-        pairs = [q.taken_and_lse(self._state, self.batch.action) for q in self.model.q]  # type: ignore[operator]
-        return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
+        h, action, spread = self._acts
+        pairs = [q.taken_and_lse(h, action) for q in self.model.q]  # type: ignore[operator]
+        return torch.stack([p[0] for p in pairs])[:, spread], torch.stack([p[1] for p in pairs])[:, spread]
 
     @cached_property
     def q(self) -> Tensor:
         """Q of the logged action by every critic, (K, N)."""
-        if self.model.config.critic == "scalar":
-            return torch.stack([q(self._acted) for q in self.model.q])
-        return self._critics[0]
+        if not self._scalar:
+            return self._critics[0]
+        h, _, spread = self._acts
+        return torch.stack([q(h) for q in self.model.q])[:, spread]
 
     @cached_property
     def q_lse(self) -> Tensor:
@@ -66,22 +72,31 @@ class Out:
     @torch.no_grad()
     def q_target(self) -> Tensor:
         """Q of the logged action, the minimum over the frozen critics, (N): a constant."""
-        if self.model.config.critic == "scalar":
-            each = [q(self._acted) for q in self.model.q_target]
-        else:
-            each = [q.taken(self._state, self.batch.action) for q in self.model.q_target]  # type: ignore[operator]
-        return torch.stack(each).amin(0)
+        h, action, spread = self._acts
+        each = [q(h) if self._scalar else q.taken(h, action) for q in self.model.q_target]  # type: ignore[operator]
+        return torch.stack(each).amin(0)[spread]
 
     @cached_property
     def v(self) -> Tensor:
         """V at the state, (N)."""
-        return self.model.v(self._state)  # type: ignore[misc]
+        place, spread = _distinct(self.batch.where[self.batch.state])
+        return self.model.v(self.hidden[place])[spread]  # type: ignore[misc]
 
     @cached_property
     @torch.no_grad()
     def v_next(self) -> Tensor:
-        """V at the next state, (N): a constant. Unused, but defined, where the discount is 0."""
-        return self.model.v(self.hidden[self.batch.next])  # type: ignore[misc]
+        """V at the next state, (N): a constant, and 0 where the discount is 0 and nothing follows."""
+        follows = self.batch.discount != 0
+        place, spread = _distinct(self.batch.where[self.batch.next[follows]])
+        out = torch.zeros(self.batch.n, dtype=self.hidden.dtype, device=self.hidden.device)
+        out[follows] = self.model.v(self.hidden[place])[spread].to(out.dtype)  # type: ignore[misc]
+        return out
+
+
+def _distinct(index: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct numbers of an index vector, and which of them each entry is."""
+    place, spread = torch.unique(index, return_inverse=True)
+    return place, spread
 
 
 class Learner(nn.Module):
@@ -93,7 +108,7 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The algorithm's loss vectors, each (M) where its name is in `algo.PER_TOKEN`, else (N)."""
-        hidden = self.model.hidden(batch.tokens, batch.position, batch.lengths)
+        hidden = self.model.hidden(*batch.run)
         losses = self.algo.loss(Out(self.model, hidden, batch), batch, self.cfg)
         for name, loss in losses.items():
             wanted = batch.m if name in self.algo.PER_TOKEN else batch.n

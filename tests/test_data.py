@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,12 @@ def token_row(**changes):
 
 def utterance_row(**changes):
     return row(TOKENS, [4, 10], [7, 14], [1, 2], turn=TURNS) | changes
+
+
+def pieces(batch) -> list[int]:
+    """The lengths of the pieces of a batch: a piece begins wherever the position is 0."""
+    begins = (batch.position == 0).nonzero().flatten().tolist()
+    return [b - a for a, b in pairwise([*begins, len(batch.tokens)])]
 
 
 def test_worked_example_at_token_steps():
@@ -92,20 +99,20 @@ def test_returns_are_discounted_to_go():
 def test_windows_hold_the_last_turns_behind_a_bos():
     batch = collate([token_row()], gamma=0.9, bos=CODE["B"], history=1)
     # the first window is the dialogue's beginning; the second is `ok` and `bye` behind a BOS
-    assert batch.lengths == [7, 8]
+    assert pieces(batch) == [7, 8]
     assert batch.tokens.tolist() == TOKENS[:7] + [CODE["B"]] + TOKENS[7:]
     assert batch.position.tolist() == [*range(7), *range(8)]
     assert batch.state.tolist() == [3, 4, 5, 10, 11, 12, 13]
     assert batch.next.tolist() == [4, 5, 10, 11, 12, 13, 14], "the next state is in the other window"
     wide = collate([token_row()], gamma=0.9, bos=CODE["B"], history=3)
-    assert wide.lengths == [7, 14], "three turns before the last turn are the whole dialogue"
+    assert pieces(wide) == [7, 14], "three turns before the last turn are the whole dialogue"
 
 
 def test_a_truncated_window_bootstraps_from_its_own_window():
     tokens = [*TOKENS, CODE["o"], CODE["E"]]
     made = token_row(tokens=np.array(tokens, np.int32), terminated=False, turn=np.array([*TURNS, 14, 15]))
     batch = collate([made], gamma=0.9, bos=CODE["B"], history=1)
-    assert batch.lengths == [7, 8, 3]
+    assert pieces(batch) == [7, 8, 3]
     assert batch.next[-1] == 17
     assert batch.tokens[batch.next[-1] - 2 :].tolist() == [CODE["B"], CODE["o"], CODE["E"]]
 
@@ -121,9 +128,25 @@ def test_crop_is_the_window_of_training():
 def test_identical_windows_are_laid_once():
     same = collate([token_row(), token_row()], gamma=0.9, bos=CODE["B"], history=1)
     once = collate([token_row()], gamma=0.9, bos=CODE["B"], history=1)
-    assert same.lengths == once.lengths
+    assert pieces(same) == pieces(once)
     assert same.n == 2 * once.n
     assert same.state.tolist() == once.state.tolist() * 2
+
+
+def test_the_trunk_runs_each_beginning_once():
+    longer = row([*TOKENS[:7], 8, 9], [4, 5, 6, 8], [5, 6, 7, 9], [0, 0, 1, 1], turn=[1, 4, 7])
+    short = row(TOKENS[:7], [4, 5, 6], [5, 6, 7], [0, 0, 1], turn=TURNS[:2])
+    other = row([*TOKENS[:6], 9], [4, 5, 6], [5, 6, 7], [0, 0, 1], turn=TURNS[:2])
+    for rows in ([longer, short, other], [other, short, longer]):
+        batch = collate(rows, gamma=0.9, bos=CODE["B"], acted=False)
+        assert len(batch.tokens) == 9 + 7 + 7
+        assert batch.run.tokens.tolist() == TOKENS[:7] + [8], "no h is read at the last action token"
+        for index in (batch.state, batch.target - 1, batch.next[batch.discount != 0]):
+            assert torch.equal(batch.run.tokens[batch.where[index]], batch.tokens[index])
+            assert torch.equal(batch.run.position[batch.where[index]], batch.position[index])
+        read = collate(rows, gamma=0.9, bos=CODE["B"], acted=True)
+        assert torch.equal(read.run.tokens[read.where[read.last]], read.tokens[read.last])
+        assert len(read.run.tokens) == 9 + 7, "one dialogue begins another, the third ends otherwise"
 
 
 def test_the_reward_scale_reaches_rewards_and_returns():
@@ -136,12 +159,19 @@ def test_the_reward_scale_reaches_rewards_and_returns():
 
 def write_dataset(folder: Path, rows: list[dict], **manifest) -> Path:
     (folder / "train").mkdir(parents=True)
-    table = pa.Table.from_pylist([{k: v if isinstance(v, str | bool) else list(v) for k, v in r.items()} for r in rows], SCHEMA)
+    table = pa.Table.from_pylist(
+        [{k: v if isinstance(v, str | bool) else list(v) for k, v in r.items()} for r in rows], SCHEMA
+    )
     path = folder / "train" / "data-00000.arrow"
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
         writer.write_table(table, max_chunksize=3)
     files = {"train/data-00000.arrow": {"sha256": sha256(path), "rows": len(rows)}}
-    content = {"schema_version": VERSION, "step": "token", "tokenizer": {"sha256": "x", "vocab_size": 40}, "files": files}
+    content = {
+        "schema_version": VERSION,
+        "step": "token",
+        "tokenizer": {"sha256": "x", "vocab_size": 40},
+        "files": files,
+    }
     (folder / "manifest.json").write_text(json.dumps(content | manifest))
     return folder
 

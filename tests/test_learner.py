@@ -25,7 +25,8 @@ def dialogues(n: int = 6, vocab: int = 23) -> list[dict]:
 
 
 def means(model, rows, algo=ilql, cfg=CFG, **options) -> dict[str, torch.Tensor]:
-    batch = collate(rows, gamma=0.9, bos=BOS, bootstraps=algo.BOOTSTRAPS, **options)
+    options = {"bootstraps": algo.BOOTSTRAPS, "acted": False, **options}
+    batch = collate(rows, gamma=0.9, bos=BOS, **options)
     return {k: v.mean() for k, v in Learner(model, algo, cfg)(batch.to("cpu", torch.float64)).items()}
 
 
@@ -57,7 +58,13 @@ def test_ilql_equals_a_plain_recomputation(architecture, critics):
 def test_losses_are_those_worked_by_hand():
     # two critics; y = 1 + .5 * 4 = 3 and, terminal, 2; u = min target - v = 1 and -2
     out = stats(
-        q=[[3, 1], [2, 2]], q_lse=[[4, 2], [2, 3]], q_target=[2, 1], v=[1, 3], v_next=[4, 9], logp=[-1, -0.5], ret=[3, 2]
+        q=[[3, 1], [2, 2]],
+        q_lse=[[4, 2], [2, 3]],
+        q_target=[2, 1],
+        v=[1, 3],
+        v_next=[4, 9],
+        logp=[-1, -0.5],
+        ret=[3, 2],
     )
     batch = stats(reward=[1, 2], discount=[0.5, 0], ret=[2.5, 2])
     got = ilql.loss(out, batch, ilql.Config(gamma=0.5, tau=0.75, cql_weight=0.1))
@@ -120,6 +127,13 @@ def test_windows_equal_full_histories_where_the_state_is_one_token():
     want = means(model, rows)
     for history in (1, 2, 3):
         assert_same(means(model, rows, history=history), want)
+
+
+def test_what_is_computed_once_has_the_same_loss():
+    model, rows = tiny(), dialogues()
+    double = rows + [r | {"id": "again"} for r in rows]
+    assert_same(means(model, double), means(model, rows))
+    assert_same(means(model, rows, acted=True), means(model, rows, acted=False))
 
 
 def test_windows_are_what_a_transformer_sees_of_the_last_turns():
