@@ -110,8 +110,8 @@ def test_the_loss_is_the_mean_over_the_window_action_tokens(data: Path, tmp_path
         for row in (feed.rows[i] for i in batch):
             tokens = torch.tensor(np.array(row["tokens"]), dtype=torch.long)
             logp = model.lm(tokens[None]).logits[0].log_softmax(-1)
-            for start, end in zip(row["start"], row["end"], strict=True):
-                for t in range(start, end):
+            for begin, end in zip(row["start"], row["end"], strict=True):
+                for t in range(begin, end):
                     total -= float(logp.detach()[t - 1, tokens[t]])
                     count += 1
     train(cfg)

@@ -10,7 +10,7 @@ a greedy evaluation has no luck in it.
     ### ##### ###      more returns "Failure\\n" and -1 and ends it: that limit comes from outside, so it truncates.
     ### ##### ###      Returns lie in [-101, 0] for a policy that keeps to the four moves.
     ###       ###
-    ###### ######      As in the published texts, the digits of a number are set apart: column 10 is "1 0".
+    ###### ######
     ###### ######
     ######G######
     #############
@@ -128,17 +128,12 @@ class Maze:
             text = f"There are walls {', '.join(walls)}.\n"
         if self.observation == "partial":
             return text
-        return (
-            f"The goal is at position {_spell(self.goal)}. Your current position is at position {_spell(cell)}. " + text
-        )
+        here, goal = (f"{row}, {column}" for row, column in (cell, self.goal))
+        return f"The goal is at position {goal}. Your current position is at position {here}. {text}"
 
     def facts(self) -> dict[str, Any]:
         """What a transcript records of the walk so far."""
         return {"start": list(self.start), "success": self.cell == self.goal, "steps": self.steps}
-
-
-def _spell(cell: Cell) -> str:
-    return ", ".join(" ".join(str(number)) for number in cell)
 
 
 def _distances(maze: Maze) -> dict[Cell, int]:

@@ -18,7 +18,7 @@ def test_published_texts_byte_for_byte() -> None:
         "There are walls to your left, above you, below you.\n"
     )
     assert maze.describe((1, 10)) == (
-        "The goal is at position 8, 6. Your current position is at position 1, 1 0. " + CORRIDOR
+        "The goal is at position 8, 6. Your current position is at position 1, 10. " + CORRIDOR
     )
     assert Maze("partial").describe((5, 6)) == "There is a wall above you.\n"
     assert Maze("partial").describe((7, 6)) == "There are walls to your right, to your left.\n"
