@@ -19,9 +19,10 @@ import jsonargparse
 import yaml
 
 from ilql.algos import ALGOS
-from ilql.data import BatchConfig, DataConfig
+from ilql.data import DataConfig
 from ilql.model import ModelConfig
 from ilql.optim import OptimConfig
+from ilql.order import BatchConfig
 from ilql.runlog import LogConfig
 from ilql.types import InputError
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ilql.schema import check_columns, read_manifest
 from ilql.types import InputError
 
 Row = Mapping[str, Any]
@@ -35,20 +32,6 @@ class DataConfig:
     weights: list[float] | None = None
     history: int | None = None
     reward_scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class BatchConfig:
-    """How much an optimizer step sees.
-
-    dialogues: a fixed number in a micro-batch; None fills each with up to `tokens` tokens (at least one dialogue).
-    accumulate: micro-batches an optimizer step and process. workers: processes that collate ahead.
-    """
-
-    dialogues: int | None = None
-    tokens: int = 8192
-    accumulate: int = 1
-    workers: int = 0
 
 
 class Decisions(NamedTuple):
@@ -90,6 +73,17 @@ def window_start(turn: Sequence[int] | np.ndarray, current: int, history: int | 
     if history is None or current - history <= 0:
         return 0
     return int(turn[current - history])
+
+
+def longest_window(row: Row, history: int | None) -> int:
+    """Tokens of the longest piece that a dialogue is read in."""
+    turn, start, length = row["turn"], row["start"], len(row["tokens"])
+    if history is None:
+        return length
+    begins = [window_start(turn, t, history) for t in range(len(turn))]
+    ends = [*turn[1:].tolist(), length]
+    agents = np.unique(np.append(np.searchsorted(turn, start, side="right") - 1, len(turn) - 1)).tolist()
+    return max(ends[t] - begins[t] + (1 if begins[t] else 0) for t in agents)
 
 
 def crop(tokens: Sequence[int], turn: Sequence[int], history: int | None) -> list[int]:
@@ -225,7 +219,7 @@ def _shifts(row: Row, at: Decisions, history: int | None, pieces: _Pieces, acted
     if history is None:
         shift = pieces.add(tokens, 0, length if bootstraps else int(end[-1]), bootstraps or acted)
         return np.full(len(start), shift), shift
-    owner = np.searchsorted(turn, start, side="right") - 1  # the turn that each action stands in
+    owner: np.ndarray = np.searchsorted(turn, start, side="right") - 1  # the turn that each action stands in
     firsts = np.flatnonzero(np.diff(owner, prepend=-1))
     counts = np.diff(firsts, append=len(start))
     ends = end[firsts + counts - 1].tolist()
@@ -282,8 +276,9 @@ def collate(
         for name, column in columns.items():
             cols[name].append(column[:keep])
         size = end - start
-        which = np.repeat(np.arange(len(start)), size)
-        place = np.arange(len(which)) - np.repeat(np.cumsum(size) - size, size) + (start + shifts)[which]
+        which: np.ndarray = np.repeat(np.arange(len(start)), size)
+        begins: np.ndarray = start + shifts - (np.cumsum(size) - size)
+        place = np.arange(len(which)) + begins[which]
         owned = which < keep
         target.append(place[owned])
         owner.append(which[owned] + n)
@@ -316,151 +311,3 @@ def collate(
         where=torch.from_numpy(where),
         ids=ids,
     )
-
-
-class Rows(Sequence[dict[str, Any]]):
-    """The dialogues of one split of a dataset folder, memory-mapped: a row's columns are views into the file."""
-
-    def __init__(self, folder: str | Path, split: str = "train") -> None:
-        self.folder, self.split = Path(folder), split
-        self.manifest = read_manifest(folder)
-        names = sorted(n for n in self.manifest["files"] if n.startswith(f"{split}/") and n.endswith(".arrow"))
-        self._batches: list[dict[str, Any]] = []
-        lengths: list[np.ndarray] = []
-        for name in names:
-            path = self.folder / name
-            if not path.is_file():
-                raise InputError(f"{path} is named in the manifest but missing; build the dataset again")
-            try:
-                reader = pa.ipc.open_stream(pa.memory_map(str(path)))
-                check_columns(reader.schema, str(path))
-                for batch in reader:
-                    self._batches.append(_views(batch))
-                    lengths.append(np.diff(self._batches[-1]["tokens"][0]))
-            except pa.ArrowInvalid as error:
-                raise InputError(f"{path} cannot be read ({error}); build the dataset again") from None
-        self.lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
-        self._first = np.cumsum([0] + [len(x) for x in lengths])
-
-    @property
-    def returns(self) -> np.ndarray:
-        """The undiscounted return of each dialogue, (rows), in the log's units."""
-        parts = [np.add.reduceat(v.astype(np.float64), o[:-1]) for o, v in (batch["reward"] for batch in self._batches)]
-        return np.concatenate(parts) if parts else np.zeros(0)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:  # type: ignore[override]
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        k = int(np.searchsorted(self._first, i, side="right")) - 1
-        j = i - int(self._first[k])
-        out: dict[str, Any] = {}
-        for name, column in self._batches[k].items():
-            if isinstance(column, tuple):
-                offsets, values = column
-                out[name] = values[offsets[j] : offsets[j + 1]]
-            else:
-                out[name] = column[j].as_py()
-        return out
-
-
-def _views(batch: pa.RecordBatch) -> dict[str, Any]:
-    """Columns of a record batch: lists of numbers as (offsets, values) of numpy views, the rest as Arrow arrays."""
-    out: dict[str, Any] = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
-            values = column.values.to_numpy(zero_copy_only=not column.values.null_count)
-            first = int(column.offsets[0].as_py()) if len(column) else 0
-            out[name] = (column.offsets.to_numpy() - first, values[first:])
-        else:
-            out[name] = column
-    return out
-
-
-class Mix(Sequence[dict[str, Any]]):
-    """Several datasets as one sequence of rows; all must share the step and the tokenizer."""
-
-    def __init__(self, parts: Sequence[Rows]) -> None:
-        first = parts[0].manifest
-        for part in parts[1:]:
-            for what, mine, theirs in (
-                ("step", part.manifest["step"], first["step"]),
-                ("tokenizer", part.manifest["tokenizer"]["sha256"], first["tokenizer"]["sha256"]),
-            ):
-                if mine != theirs:
-                    raise InputError(
-                        f"{part.folder} has another {what} than {parts[0].folder}; build both with the same --{what}"
-                    )
-        self.parts = list(parts)
-        self.lengths = np.concatenate([p.lengths for p in parts])
-        self.returns = np.concatenate([p.returns for p in parts])
-        self._first = np.cumsum([0] + [len(p) for p in parts])
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:  # type: ignore[override]
-        k = int(np.searchsorted(self._first, i, side="right")) - 1
-        return self.parts[k][i - int(self._first[k])]
-
-
-class Order:
-    """Which rows make which batch: a pure function of (seed, epoch), so that a run resumes from two integers.
-
-    lengths (rows): tokens a row. weight (rows): passes over the row an epoch. Batches by token budget are made of rows
-    of like length, from a shuffle within large groups, so that attention has little to pad; their order is shuffled.
-    Every process gets the same number of batches; the few left over at an epoch's end wait for another epoch.
-    """
-
-    GROUP = 64  # batches whose rows are sorted by length together
-
-    def __init__(
-        self,
-        lengths: np.ndarray,
-        cfg: BatchConfig,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        weight: np.ndarray | None = None,
-    ) -> None:
-        if len(lengths) == 0:
-            raise InputError("the train split has no dialogue; build the dataset again")
-        self.lengths, self.cfg, self.seed, self.rank, self.world, self.weight = lengths, cfg, seed, rank, world, weight
-
-    def batches(self, epoch: int) -> list[list[int]]:
-        rng = np.random.default_rng([self.seed, epoch])
-        rows = rng.permutation(len(self.lengths))
-        if self.weight is not None:
-            times = np.floor(self.weight[rows] + rng.random(len(rows))).astype(int)
-            rows = rng.permutation(np.repeat(rows, times))
-        if self.cfg.dialogues is not None:
-            size = self.cfg.dialogues
-            out = [rows[i : i + size].tolist() for i in range(0, len(rows), size)]
-        else:
-            out = self._by_budget(rows)
-            out = [out[i] for i in rng.permutation(len(out))]
-        while len(out) < self.world:  # fewer batches than processes: each still gets one
-            out = out + out
-        return out[: len(out) // self.world * self.world][self.rank :: self.world]
-
-    def _by_budget(self, rows: np.ndarray) -> list[list[int]]:
-        budget = self.cfg.tokens
-        group = max(1, int(self.GROUP * budget / max(1.0, float(self.lengths.mean()))))
-        out: list[list[int]] = []
-        for i in range(0, len(rows), group):
-            part = rows[i : i + group]
-            part = part[np.argsort(self.lengths[part], kind="stable")]
-            batch: list[int] = []
-            size = 0
-            for row in part.tolist():
-                length = int(self.lengths[row])
-                if batch and size + length > budget:
-                    out.append(batch)
-                    batch, size = [], 0
-                batch.append(row)
-                size += length
-            if batch:
-                out.append(batch)
-        return out

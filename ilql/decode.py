@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -60,7 +61,8 @@ class LMPolicy:
         if temperature <= 0:
             raise InputError(f"temperature is {temperature}, but must be above 0; for the argmax use greedy decoding")
         self.model, self.encoder, self.greedy, self.batch_size = model, encoder, greedy, batch_size
-        self.options = {
+        self.max_new_tokens = max_new_tokens
+        self.options: dict[str, Any] = {
             "beta": beta,
             "do_sample": not greedy,
             "max_new_tokens": max_new_tokens,
@@ -75,7 +77,8 @@ class LMPolicy:
         tokens, starts = self.encoder.state(turns)
         history = self.model.config.history
         out = crop(tokens, starts, history)
-        room = None if self.context is None else self.context - int(self.options["max_new_tokens"])
+        max_new = self.max_new_tokens
+        room = None if self.context is None else self.context - max_new
         if room is None or len(out) <= room:
             return out
         self.cut += 1
@@ -159,14 +162,16 @@ def score(model: ILQLModel, dialogue: Episode | Sequence[Turn], encoder: Encoder
     batch = batch.to(model.device)
     hidden = model.hidden(*batch.run)[batch.where[batch.target - 1]]
     action = batch.tokens[batch.target]
-    logits = model.get_output_embeddings()(hidden)
+    head: Any = model.get_output_embeddings()
+    logits = head(hidden)
     logp = logits.log_softmax(-1).gather(1, action[:, None]).squeeze(1).tolist()
     q: list[float | None] = [None] * batch.m
     v: list[float | None] = [None] * batch.m
-    if model.config.critics and model.config.critic == "vocabulary":
+    if model.v is not None and model.config.critic == "vocabulary":
         scale = model.config.reward_scale
-        q = (torch.stack([c.taken(hidden, action) for c in model.q_target]).amin(0) / scale).tolist()
-        v = (model.v(hidden) / scale).tolist()  # type: ignore[misc]
+        each = [c.taken(hidden, action) for c in model.q_target]  # type: ignore[operator]
+        q = (torch.stack(each).amin(0) / scale).tolist()
+        v = (model.v(hidden) / scale).tolist()
     names = encoder.tokenizer.convert_ids_to_tokens(action.tolist())
     return [
         TokenScore(int(p), name, lp, a, b, None if a is None or b is None else a - b)

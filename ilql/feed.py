@@ -16,7 +16,9 @@ import numpy as np
 from datasets_prep.encode import Encoder
 from ilql.algos import ALGOS
 from ilql.config import TrainConfig
-from ilql.data import Batch, Mix, Order, Rows, collate
+from ilql.data import Batch, collate, longest_window
+from ilql.order import Order
+from ilql.rows import Mix, Rows
 from ilql.schema import sha256
 from ilql.types import InputError
 
@@ -37,7 +39,7 @@ class Picked(Sequence[dict[str, Any]]):
 @dataclass
 class Feed:
     """rows and their order; validation: the fixed batches of this process; manifest: the first dataset's; digests: of
-    every dataset's manifest; longest: dialogue in tokens."""
+    every dataset's manifest; longest: tokens of the longest piece that a dialogue is read in."""
 
     rows: Picked
     order: Order
@@ -70,13 +72,14 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
         history=cfg.data.history,
         reward_scale=cfg.data.reward_scale,
         bootstraps=algo.BOOTSTRAPS,
+        acted=algo.CRITIC == "scalar",
     )
     rows = select(mix, cfg, "train")
     weight = None
     if cfg.data.weights is not None:
         weight = np.repeat(cfg.data.weights, [len(p) for p in parts])[rows.chosen]
     order = Order(rows.lengths, cfg.batch, cfg.seed, rank, world, weight)
-    validation, longest = [], int(mix.lengths.max(initial=0))
+    validation, longest = [], max((longest_window(row, cfg.data.history) for row in mix), default=0)
     if cfg.log.validate_every:
         held = Mix([Rows(path, "validation") for path in cfg.data.path])
         if not len(held):
@@ -91,7 +94,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
         # A seed and epoch of its own: the same batches at every validation, whatever the run's seed.
         which = Order(chosen.lengths, cfg.batch, 0, rank, world).batches(0)[:most]
         validation = [together([chosen[i] for i in batch]) for batch in which]
-        longest = max(longest, int(held.lengths.max()))
+        longest = max(longest, *(longest_window(row, cfg.data.history) for row in held))
     digests = [sha256(Path(path) / "manifest.json") for path in cfg.data.path]
     return Feed(rows, order, together, validation, encoder, parts[0].manifest, digests, longest)
 
@@ -103,9 +106,8 @@ def select(mix: Mix, cfg: TrainConfig, split: str) -> Picked:
     chosen = np.ones(len(mix), bool)
     pick = getattr(ALGOS[cfg.algo], "select", None)
     if pick is not None:
-        returns = np.array([float(np.sum(row["reward"], dtype=np.float64)) for row in mix])
         try:
-            chosen = pick(returns, cfg.hyper)
+            chosen = pick(mix.returns, cfg.hyper)
         except InputError as error:
             raise InputError(f"{split} split: {error}") from None
     return Picked(mix, np.flatnonzero(chosen))

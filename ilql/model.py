@@ -134,7 +134,8 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def update_targets(self, polyak: float) -> None:
         """target <- (1 - polyak) target + polyak online."""
-        targets, online = list(self.q_target.parameters()), list(self.q.parameters())
+        targets: list[Tensor] = list(self.q_target.parameters())
+        online: list[Tensor] = list(self.q.parameters())
         if targets:
             torch._foreach_lerp_(targets, online, polyak)
 
@@ -210,7 +211,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         self, hidden: Tensor, logits: Tensor, beta: float, top_k: int | None = None, top_p: float | None = None
     ) -> Tensor:
         """Score every token at `hidden` (..., D), given the actor's `logits` (..., V); -inf outside the support."""
-        if not self.config.critics or self.config.critic != "vocabulary":
+        if self.v is None or self.config.critic != "vocabulary":
             raise InputError(f"beta is {beta}, but this model has no token critics ({self.config.algo}); use beta 0")
         logp = logits.float().log_softmax(-1) if logits.dtype != torch.float64 else logits.log_softmax(-1)
         scored = SCORES[self.config.scores](logp, self.q_values(hidden).to(logp), self.v(hidden).to(logp), beta)

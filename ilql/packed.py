@@ -24,7 +24,7 @@ SLACK = 1.25  # pieces up to this much longer than the group's shortest share a 
 class Group(NamedTuple):
     """Pieces that share a call: where their tokens lie (G, L), padding included, and which of the G * L are real."""
 
-    index: Tensor
+    place: Tensor
     real: Tensor
 
 
@@ -80,7 +80,7 @@ def attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, d)
     parts = []
     for group in packed_plan.groups:
-        a, b, c = (x[group.index].transpose(1, 2) for x in (q, k, v))  # (G, heads, L, d)
+        a, b, c = (x[group.place].transpose(1, 2) for x in (q, k, v))  # (G, heads, L, d)
         mask = None
         if sliding_window is not None and a.shape[2] > sliding_window:
             place = torch.arange(a.shape[2], device=a.device)

@@ -11,14 +11,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ilql.data import BatchConfig, Mix, Order, Rows, collate, crop, decisions, returns
+from ilql.data import collate, crop, decisions, returns
+from ilql.order import BatchConfig, Order
+from ilql.rows import Mix, Rows
 from ilql.schema import SCHEMA, VERSION, sha256
 from ilql.types import InputError
 from tests.toys import chat_row, row
 
 # `hi | *yo | ok | *bye` as letters with an end token E each; rewards 1 and 2; * marks the agent's turns.
-#          0    1  2  3  4  5  6  7  8  9  10 11 12 13
-LETTERS = "B    h  i  E  y  o  E  o  k  E  b  y  e  E".split()
+#           0    1    2    3    4    5    6    7    8    9    10   11   12   13
+LETTERS = ["B", "h", "i", "E", "y", "o", "E", "o", "k", "E", "b", "y", "e", "E"]
 TURNS = [1, 4, 7, 10]
 CODE = {letter: i for i, letter in enumerate(dict.fromkeys(LETTERS))}
 TOKENS = [CODE[letter] for letter in LETTERS]
@@ -100,7 +102,7 @@ def test_windows_hold_the_last_turns_behind_a_bos():
     batch = collate([token_row()], gamma=0.9, bos=CODE["B"], history=1)
     # the first window is the dialogue's beginning; the second is `ok` and `bye` behind a BOS
     assert pieces(batch) == [7, 8]
-    assert batch.tokens.tolist() == TOKENS[:7] + [CODE["B"]] + TOKENS[7:]
+    assert batch.tokens.tolist() == [*TOKENS[:7], CODE["B"], *TOKENS[7:]]
     assert batch.position.tolist() == [*range(7), *range(8)]
     assert batch.state.tolist() == [3, 4, 5, 10, 11, 12, 13]
     assert batch.next.tolist() == [4, 5, 10, 11, 12, 13, 14], "the next state is in the other window"
@@ -118,7 +120,7 @@ def test_a_truncated_window_bootstraps_from_its_own_window():
 
 
 def test_crop_is_the_window_of_training():
-    state = TOKENS[:10] + [99]  # ... | ok | the agent's open header
+    state = [*TOKENS[:10], 99]  # ... | ok | the agent's open header
     turn = [1, 4, 7, 10]
     assert crop(state, turn, 1) == [TOKENS[0], *TOKENS[7:10], 99]
     assert crop(state, turn, 3) == state
@@ -140,7 +142,7 @@ def test_the_trunk_runs_each_beginning_once():
     for rows in ([longer, short, other], [other, short, longer]):
         batch = collate(rows, gamma=0.9, bos=CODE["B"], acted=False)
         assert len(batch.tokens) == 9 + 7 + 7
-        assert batch.run.tokens.tolist() == TOKENS[:7] + [8], "no h is read at the last action token"
+        assert batch.run.tokens.tolist() == [*TOKENS[:7], 8], "no h is read at the last action token"
         for index in (batch.state, batch.target - 1, batch.next[batch.discount != 0]):
             assert torch.equal(batch.run.tokens[batch.where[index]], batch.tokens[index])
             assert torch.equal(batch.run.position[batch.where[index]], batch.position[index])

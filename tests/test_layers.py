@@ -12,6 +12,8 @@ ENCODE = tuple(f"datasets_prep.{name}" for name in ("rejects", "tokenizer", "lay
 ORDER = (
     "ilql.types",
     "ilql.schema",
+    "ilql.rows",
+    "ilql.order",
     "ilql.data",
     "ilql.heads",
     "ilql.packed",

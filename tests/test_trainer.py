@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM
 import ilql.algos
 from ilql import checkpoint, runfolder, warmstart
 from ilql.config import TrainConfig, dump
-from ilql.data import Rows
 from ilql.feed import read
 from ilql.launch import start
 from ilql.model import ILQLModel
+from ilql.rows import Rows
 from ilql.schema import sha256
 from ilql.trainer import Run, TrainingError, make_model, train
 from ilql.types import InputError

@@ -42,8 +42,8 @@ def row(
 
 
 def chat_row(rng: np.random.Generator, vocab: int, exchanges: int, *, terminated: bool = True, name: str = "d") -> dict:
-    """A random dialogue: a partner's turn of 2 to 5 tokens (the last is the agent's header), then 1 to 4 of the agent's,
-    at token steps; where cut off, a partner's turn follows."""
+    """A random dialogue at token steps: a partner's turn of 1 to 4 tokens, the agent's header, 1 to 4 tokens of the
+    agent, and so on; where it is cut off, a partner's turn and the agent's header follow."""
     tokens, turn, start = [BOS], [], []
     for _ in range(exchanges):
         turn.append(len(tokens))
@@ -112,7 +112,7 @@ def table_model(vocab: int, critics: int = 1) -> ILQLModel:
 
 
 def plain_ilql(model: ILQLModel, rows: list[dict], *, gamma: float, tau: float, cql_weight: float) -> dict[str, Tensor]:
-    """The losses of Snell et al. 2022 at token steps, dialogue by dialogue over whole tables, one scalar loop a term."""
+    """The losses of Snell et al. 2022 at token steps over whole tables, one decision at a time."""
     sums = {name: torch.zeros((), dtype=torch.float64) for name in ("q", "v", "cql", "bc")}
     decisions = tokens = 0
     for r in rows:

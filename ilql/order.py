@@ -1,0 +1,87 @@
+"""Which rows make which batch. Decision: the order is a pure function of seed and epoch, so that a run resumes from two
+integers and every process finds its own part without talking to the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ilql.types import InputError
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How much an optimizer step sees.
+
+    dialogues: a fixed number in a micro-batch; None fills each with up to `tokens` tokens (at least one dialogue).
+    accumulate: micro-batches an optimizer step and process. workers: processes that collate ahead.
+    """
+
+    dialogues: int | None = None
+    tokens: int = 8192
+    accumulate: int = 1
+    workers: int = 0
+
+
+class Order:
+    """Which rows make which batch: a pure function of (seed, epoch), so that a run resumes from two integers.
+
+    lengths (rows): tokens a row. weight (rows): passes over the row an epoch. Batches by token budget are made of rows
+    of like length, from a shuffle within large groups, so that attention has little to pad; their order is shuffled.
+    Every process gets the same number of batches; the few left over at an epoch's end wait for another epoch.
+    """
+
+    GROUP = 64  # batches whose rows are sorted by length together
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        cfg: BatchConfig,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        weight: np.ndarray | None = None,
+    ) -> None:
+        if len(lengths) == 0:
+            raise InputError("the train split has no dialogue; build the dataset again")
+        self.lengths, self.cfg, self.seed, self.rank, self.world, self.weight = lengths, cfg, seed, rank, world, weight
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        rng = np.random.default_rng([self.seed, epoch])
+        rows = rng.permutation(len(self.lengths))
+        if self.weight is not None:
+            times = np.floor(self.weight[rows] + rng.random(len(rows))).astype(int)
+            rows = rng.permutation(np.repeat(rows, times))
+        if self.cfg.dialogues is not None:
+            size = self.cfg.dialogues
+            out = [rows[i : i + size].tolist() for i in range(0, len(rows), size)]
+        else:
+            out = self._by_budget(rows)
+            out = [out[i] for i in rng.permutation(len(out))]
+        if not out:  # small weights can leave an epoch without rows
+            out = [[int(rng.integers(len(self.lengths)))]]
+        while len(out) < self.world:  # fewer batches than processes: each still gets one
+            out = out + out
+        return out[: len(out) // self.world * self.world][self.rank :: self.world]
+
+    def _by_budget(self, rows: np.ndarray) -> list[list[int]]:
+        budget = self.cfg.tokens
+        group = max(1, int(self.GROUP * budget / max(1.0, float(self.lengths.mean()))))
+        out: list[list[int]] = []
+        for i in range(0, len(rows), group):
+            part = rows[i : i + group]
+            part = part[np.argsort(self.lengths[part], kind="stable")]
+            batch: list[int] = []
+            size = 0
+            for row in part.tolist():
+                length = int(self.lengths[row])
+                if batch and size + length > budget:
+                    out.append(batch)
+                    batch, size = [], 0
+                batch.append(row)
+                size += length
+            if batch:
+                out.append(batch)
+        return out

@@ -1,0 +1,103 @@
+"""The dialogues of dataset folders as sequences of rows. Decision: the files are memory-mapped and a row's columns are
+views into them, so that memory does not grow with the dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ilql.schema import check_columns, read_manifest
+from ilql.types import InputError
+
+
+class Rows(Sequence[dict[str, Any]]):
+    """The dialogues of one split of a dataset folder, memory-mapped: a row's columns are views into the file."""
+
+    def __init__(self, folder: str | Path, split: str = "train") -> None:
+        self.folder, self.split = Path(folder), split
+        self.manifest = read_manifest(folder)
+        names = sorted(n for n in self.manifest["files"] if n.startswith(f"{split}/") and n.endswith(".arrow"))
+        self._batches: list[dict[str, Any]] = []
+        lengths: list[np.ndarray] = []
+        for name in names:
+            path = self.folder / name
+            if not path.is_file():
+                raise InputError(f"{path} is named in the manifest but missing; build the dataset again")
+            try:
+                reader = pa.ipc.open_stream(pa.memory_map(str(path)))
+                check_columns(reader.schema, str(path))
+                for batch in reader:
+                    self._batches.append(_views(batch))
+                    lengths.append(np.diff(self._batches[-1]["tokens"][0]))
+            except pa.ArrowInvalid as error:
+                raise InputError(f"{path} cannot be read ({error}); build the dataset again") from None
+        self.lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+        self._first = np.cumsum([0] + [len(x) for x in lengths])
+
+    @property
+    def returns(self) -> np.ndarray:
+        """The undiscounted return of each dialogue, (rows), in the log's units."""
+        parts = [np.add.reduceat(v.astype(np.float64), o[:-1]) for o, v in (batch["reward"] for batch in self._batches)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:  # type: ignore[override]
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        k = int(np.searchsorted(self._first, i, side="right")) - 1
+        j = i - int(self._first[k])
+        out: dict[str, Any] = {}
+        for name, column in self._batches[k].items():
+            if isinstance(column, tuple):
+                offsets, values = column
+                out[name] = values[offsets[j] : offsets[j + 1]]
+            else:
+                out[name] = column[j].as_py()
+        return out
+
+
+def _views(batch: pa.RecordBatch) -> dict[str, Any]:
+    """Columns of a record batch: lists of numbers as (offsets, values) of numpy views, the rest as Arrow arrays."""
+    out: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
+            values = column.values.to_numpy(zero_copy_only=not column.values.null_count)
+            first = int(column.offsets[0].as_py()) if len(column) else 0
+            out[name] = (column.offsets.to_numpy() - first, values[first:])
+        else:
+            out[name] = column
+    return out
+
+
+class Mix(Sequence[dict[str, Any]]):
+    """Several datasets as one sequence of rows; all must share the step and the tokenizer."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        first = parts[0].manifest
+        for part in parts[1:]:
+            for what, mine, theirs in (
+                ("step", part.manifest["step"], first["step"]),
+                ("tokenizer", part.manifest["tokenizer"]["sha256"], first["tokenizer"]["sha256"]),
+            ):
+                if mine != theirs:
+                    raise InputError(
+                        f"{part.folder} has another {what} than {parts[0].folder}; build both with the same --{what}"
+                    )
+        self.parts = list(parts)
+        self.lengths = np.concatenate([p.lengths for p in parts])
+        self.returns = np.concatenate([p.returns for p in parts])
+        self._first = np.cumsum([0] + [len(p) for p in parts])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:  # type: ignore[override]
+        k = int(np.searchsorted(self._first, i, side="right")) - 1
+        return self.parts[k][i - int(self._first[k])]
