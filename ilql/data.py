@@ -219,7 +219,7 @@ def _shifts(row: Row, at: Decisions, history: int | None, pieces: _Pieces, acted
     if history is None:
         shift = pieces.add(tokens, 0, length if bootstraps else int(end[-1]), bootstraps or acted)
         return np.full(len(start), shift), shift
-    owner: np.ndarray = np.searchsorted(turn, start, side="right") - 1  # the turn that each action stands in
+    owner = np.asarray(np.searchsorted(turn, start, side="right")) - 1  # the turn that each action stands in
     firsts = np.flatnonzero(np.diff(owner, prepend=-1))
     counts = np.diff(firsts, append=len(start))
     ends = end[firsts + counts - 1].tolist()
