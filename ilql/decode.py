@@ -65,7 +65,6 @@ class LMPolicy:
         self.options: dict[str, Any] = {
             "beta": beta,
             "do_sample": not greedy,
-            "max_new_tokens": max_new_tokens,
             **({} if greedy else {"temperature": temperature, "top_k": 0, "top_p": 1.0}),
             **({"support_top_k": support_top_k, "support_top_p": support_top_p} if beta else {}),
         }
@@ -77,8 +76,8 @@ class LMPolicy:
         tokens, starts = self.encoder.state(turns)
         history = self.model.config.history
         out = crop(tokens, starts, history)
-        max_new = self.max_new_tokens
-        room = None if self.context is None else self.context - max_new
+        # A quarter of the context at most is set aside for the answer: it may end sooner, the state cannot.
+        room = None if self.context is None else self.context - max(1, min(self.max_new_tokens, self.context // 4))
         if room is None or len(out) <= room:
             return out
         self.cut += 1
@@ -86,7 +85,7 @@ class LMPolicy:
             out = [tokens[0], *tokens[starts[len(starts) - 1 - fewer] :]]
             if len(out) <= room:
                 return out
-        raise InputError(f"the agent's header alone does not fit a context of {self.context}; lower max_new_tokens")
+        raise InputError(f"the agent's header alone does not fit a context of {self.context}; use a longer one")
 
     @torch.no_grad()
     def _generate(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -100,6 +99,7 @@ class LMPolicy:
             attention_mask=torch.tensor(real, device=device),
             pad_token_id=pad,
             eos_token_id=self.encoder.end_ids,
+            max_new_tokens=min(self.max_new_tokens, (self.context or longest + self.max_new_tokens) - longest),
             **self.options,
         )
         ends = set(self.encoder.end_ids)

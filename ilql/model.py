@@ -116,7 +116,8 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         bad = sorted(info["missing_keys"]) + sorted(str(m) for m in info["mismatched_keys"])
         if bad:
-            raise InputError(f"{args[0]}: the checkpoint lacks the weight {bad[0]} ({len(bad)} in all); train it again")
+            name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+            raise InputError(f"{name}: the checkpoint lacks the weight {bad[0]} ({len(bad)} in all); train it again")
         model.freeze_targets()
         return (model, info) if wants_info else model
 
@@ -256,8 +257,8 @@ def build(
     """A model to train: the trunk pretrained or from scratch, fresh heads.
 
     vocab_size .. end_ids: of the dataset's tokenizer. critic: "vocabulary", "scalar", or None for an actor alone.
-    config: further fields of ILQLConfig (history, scores, reward_scale, algo). Raises InputError for a trunk whose
-    logits are not simply its output embedding of the last hidden state.
+    config: further fields of ILQLConfig (history, scores, reward_scale, algo). Raises InputError for a trunk that
+    `check_trunk` refuses.
     """
     if not 0 <= cfg.critics <= 2 or (critic and cfg.critics < 1):
         raise InputError(f"model.critics is {cfg.critics}, but must be 1 or 2")
@@ -293,19 +294,48 @@ def build(
     model.generation_config.bos_token_id = bos_id
     model.generation_config.pad_token_id = pad_id
     model.generation_config.eos_token_id = list(end_ids)
-    check_logits(model)
+    check_trunk(model)
     return model
 
 
 @torch.no_grad()
-def check_logits(model: ILQLModel) -> None:
-    """Some families scale or cap their logits after the output embedding; training would not know, so refuse them."""
+def check_trunk(model: ILQLModel) -> None:
+    """Refuse a trunk that we would misread: one whose logits are not its output embedding of the last hidden state
+    (some families scale or cap them), whose cache has another form, or that cannot attend within packed pieces."""
     was_training = model.training
     model.eval()
-    tokens = torch.arange(4, device=model.device)[None] % int(model.config.get_text_config().vocab_size)
-    theirs = model.lm(input_ids=tokens).logits
-    ours = model(input_ids=tokens).logits
-    model.train(was_training)
-    if not torch.allclose(theirs, ours, atol=1e-4, rtol=1e-3):
-        family = model.lm.config.model_type
+    family, text = model.lm.config.model_type, model.config.get_text_config()
+    tokens = torch.arange(7, device=model.device) % int(text.vocab_size)
+    trunk = model.lm.base_model(input_ids=tokens[None], use_cache=False)
+    if not hasattr(trunk, "past_key_values"):
+        raise InputError(f"the trunk {family!r} keeps no past keys and values, which decoding needs; use another family")
+    # Fresh logits are too small for a cap to show; these are what a sure model's look like.
+    sure = torch.linspace(-100, 100, len(model.lm.get_output_embeddings().weight), device=model.device)
+    seen: list[Tensor] = []
+
+    def head(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen.append(args[0])
+        return sure.to(output).expand_as(output)
+
+    handle = model.lm.get_output_embeddings().register_forward_hook(head)
+    try:
+        logits = model.lm(input_ids=tokens[None]).logits
+    finally:
+        handle.remove()
+    if not seen or not _near(seen[0], trunk.last_hidden_state) or not _near(logits, sure.to(logits).expand_as(logits)):
         raise InputError(f"the trunk {family!r} changes its logits after the output embedding; use another family")
+    try:
+        position = torch.cat([torch.arange(4), torch.arange(3)]).to(tokens)
+        hidden = model.hidden(tokens, position, [4, 3])
+    except NotImplementedError as error:
+        raise InputError(f"the trunk {family!r} cannot train on packed dialogues ({error}); use another family") from None
+    separate = [model.lm.base_model(input_ids=t[None], use_cache=False)[0][0] for t in tokens.split([4, 3])]
+    if not _near(hidden, torch.cat(separate)):
+        raise InputError(f"the trunk {family!r} mixes dialogues that are packed together; use another family")
+    model.train(was_training)
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding, of which low precision has more."""
+    tolerance = 1e-3 if torch.finfo(a.dtype).bits >= 32 else 0.1
+    return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance)
