@@ -278,9 +278,10 @@ def build(
     else:
         try:
             trunk = shape(cfg, vocab_size, bos_id, pad_id, end_ids[0])
-        except (KeyError, ValueError) as error:
-            raise InputError(f"model.architecture: {cfg.architecture!r} cannot be built ({error})") from None
-        lm = AutoModelForCausalLM.from_config(trunk, dtype=dtype)
+            lm = AutoModelForCausalLM.from_config(trunk, dtype=dtype)
+        except (KeyError, TypeError, ValueError) as error:  # of transformers: an unknown family, widths that do not fit
+            reason = str(error).split("\n")[0]
+            raise InputError(f"model.architecture: {cfg.architecture!r} cannot be built ({reason})") from None
     attention = lm.config._attn_implementation  # a new outer config resets it in the inner one
     full = ILQLConfig(
         text_config=lm.config,
@@ -308,7 +309,7 @@ def check_trunk(model: ILQLModel) -> None:
     tokens = torch.arange(7, device=model.device) % int(text.vocab_size)
     trunk = model.lm.base_model(input_ids=tokens[None], use_cache=False)
     if not hasattr(trunk, "past_key_values"):
-        raise InputError(f"the trunk {family!r} keeps no past keys and values, which decoding needs; use another family")
+        raise InputError(f"the trunk {family!r} keeps no past keys and values, by which we decode; use another")
     # Fresh logits are too small for a cap to show; these are what a sure model's look like.
     sure = torch.linspace(-100, 100, len(model.lm.get_output_embeddings().weight), device=model.device)
     seen: list[Tensor] = []
@@ -328,7 +329,7 @@ def check_trunk(model: ILQLModel) -> None:
         position = torch.cat([torch.arange(4), torch.arange(3)]).to(tokens)
         hidden = model.hidden(tokens, position, [4, 3])
     except NotImplementedError as error:
-        raise InputError(f"the trunk {family!r} cannot train on packed dialogues ({error}); use another family") from None
+        raise InputError(f"the trunk {family!r} cannot train on packed dialogues ({error}); use another") from None
     separate = [model.lm.base_model(input_ids=t[None], use_cache=False)[0][0] for t in tokens.split([4, 3])]
     if not _near(hidden, torch.cat(separate)):
         raise InputError(f"the trunk {family!r} mixes dialogues that are packed together; use another family")
