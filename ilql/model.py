@@ -235,6 +235,7 @@ def shape(cfg: ModelConfig, vocabulary: int, bos: int, pad: int, end: int) -> Pr
         "intermediate_size": 4 * cfg.width,
         "max_position_embeddings": cfg.context,
         "tie_word_embeddings": True,
+        "activation_function": "gelu_pytorch_tanh",  # GPT-2's own function, as one kernel
         "bos_token_id": bos,
         "pad_token_id": pad,
         "eos_token_id": end,
