@@ -19,7 +19,6 @@ COMMANDS = {
     "train": ("ilql.cli:train_main", "train an algorithm on datasets"),
     "eval": ("ilql.evaluate:main", "play episodes with a trained policy and print the table"),
     "export": ("ilql.export:main", "write a run's actor as a plain language model"),
-    "annotate": ("ilql.annotate:main", "add columns that need a model"),
 }
 TRAIN_HELP = """usage: train.py --config FILE.yaml [--key value ...] [--resume] [--allow-inexact]
 

@@ -1,5 +1,6 @@
 """The commands: which function each calls, and that bad input ends in one line and status 2."""
 
+import importlib
 import subprocess
 import sys
 import types
@@ -45,12 +46,18 @@ def test_bad_input_is_one_line_and_status_2(
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
-    assert "annotate" in capsys.readouterr().out
+    assert "export" in capsys.readouterr().out
     assert cli.main(["train", "--help"]) == 0
     out = capsys.readouterr().out
     assert "--allow-inexact" in out
     assert "--ilql.tau" in out
     assert cli.main(["--version"]) == 0
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_has_its_function(name: str) -> None:
+    module, _, function = cli.COMMANDS[name][0].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_help_needs_no_torch() -> None:
