@@ -4,18 +4,27 @@ keyword of the model's forward; here stand only the way from turns to tokens and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from datasets_prep.encode import Encoder
-from ilql.data import collate, crop
+from datasets_prep.rejects import Reject
+from ilql.data import collate, crop, longest_window
 from ilql.model import ILQLModel
 from ilql.types import AGENT, Episode, InputError, Turn
+
+Message = Mapping[str, Any]
 
 
 def model_folder(run: str | Path) -> Path:
@@ -32,10 +41,38 @@ def model_folder(run: str | Path) -> Path:
 def load(run: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[ILQLModel, Encoder]:
     """The model of a run (or model) folder, ready to decode, and the encoder of its tokenizer."""
     folder = model_folder(run)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    try:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{folder} cannot be loaded ({reason}); train it again") from None
     if not isinstance(model, ILQLModel):
         raise InputError(f"{folder} is a {type(model).__name__}, not a model of this package")
     return model.to(device).eval(), Encoder.from_folder(folder)  # type: ignore[arg-type]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars of transformers."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _dialogues() -> Iterator[None]:
+    """A dialogue that cannot be encoded is the caller's input here, not a line of a log to be counted."""
+    try:
+        yield
+    except Reject as reject:
+        raise InputError(f"the dialogue cannot be read: {reject.field}: {reject.reason}") from None
 
 
 class LMPolicy:
@@ -58,8 +95,21 @@ class LMPolicy:
         max_new_tokens: int = 64,
         batch_size: int = 64,
     ) -> None:
-        if temperature <= 0:
+        if not 0 < temperature < math.inf:
             raise InputError(f"temperature is {temperature}, but must be above 0; for the argmax use greedy decoding")
+        if not 0 <= beta < math.inf:
+            raise InputError(f"beta is {beta}, but must be a number from 0 (the actor alone) up")
+        if beta:
+            model.check_beta(beta)
+        for name, number in (
+            ("support_top_k", support_top_k),
+            ("max_new_tokens", max_new_tokens),
+            ("batch_size", batch_size),
+        ):
+            if number is not None and number < 1:
+                raise InputError(f"{name} is {number}, but must be at least 1")
+        if support_top_p is not None and not 0 < support_top_p <= 1:
+            raise InputError(f"support_top_p is {support_top_p}, but must be in (0, 1]")
         self.model, self.encoder, self.greedy, self.batch_size = model, encoder, greedy, batch_size
         self.max_new_tokens = max_new_tokens
         self.options: dict[str, Any] = {
@@ -73,7 +123,8 @@ class LMPolicy:
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """The state's tokens, in the window of training; older turns go where the model's context is too short."""
-        tokens, starts = self.encoder.state(turns)
+        with _dialogues():
+            tokens, starts = self.encoder.state(turns)
         history = self.model.config.history
         out = crop(tokens, starts, history)
         # A quarter of the context at most is set aside for the answer: it may end sooner, the state cannot.
@@ -81,14 +132,20 @@ class LMPolicy:
         if room is None or len(out) <= room:
             return out
         self.cut += 1
-        for fewer in range(min(history or len(starts), len(starts) - 1), -1, -1):
+        before = len(starts) - 1
+        for fewer in range(before if history is None else min(history, before), -1, -1):
             out = [tokens[0], *tokens[starts[len(starts) - 1 - fewer] :]]
             if len(out) <= room:
                 return out
         raise InputError(f"the agent's header alone does not fit a context of {self.context}; use a longer one")
 
+    def _room(self, prompt: Sequence[int]) -> int:
+        """Tokens that the answer may have."""
+        return self.max_new_tokens if self.context is None else min(self.max_new_tokens, self.context - len(prompt))
+
     @torch.no_grad()
     def _generate(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Answers to prompts with the same room."""
         longest = max(len(p) for p in prompts)
         pad = self.encoder.pad_id
         rows = [[pad] * (longest - len(p)) + list(p) for p in prompts]
@@ -99,7 +156,7 @@ class LMPolicy:
             attention_mask=torch.tensor(real, device=device),
             pad_token_id=pad,
             eos_token_id=self.encoder.end_ids,
-            max_new_tokens=min(self.max_new_tokens, (self.context or longest + self.max_new_tokens) - longest),
+            max_new_tokens=self._room(prompts[0]),
             **self.options,
         )
         ends = set(self.encoder.end_ids)
@@ -115,8 +172,8 @@ class LMPolicy:
         todo = list(dict.fromkeys(prompts)) if self.greedy else prompts
         order = sorted(range(len(todo)), key=lambda i: len(todo[i]))
         texts = [""] * len(todo)
-        for i in range(0, len(order), self.batch_size):
-            part = order[i : i + self.batch_size]
+        alike = [list(group) for _, group in groupby(order, key=lambda i: self._room(todo[i]))]
+        for part in (g[i : i + self.batch_size] for g in alike for i in range(0, len(g), self.batch_size)):
             for j, ids in zip(part, self._generate([todo[j] for j in part]), strict=True):
                 texts[j] = self.encoder.text(ids)
         if not self.greedy:
@@ -147,23 +204,33 @@ class TokenScore:
 
 
 @torch.no_grad()
-def score(model: ILQLModel, dialogue: Episode | Sequence[Turn], encoder: Encoder | None = None) -> list[TokenScore]:
-    """log pi, Q, V and the advantage of every action token of a dialogue.
+def score(
+    model: ILQLModel, dialogue: Episode | Sequence[Turn | Message], encoder: Encoder | None = None
+) -> list[TokenScore]:
+    """log pi, Q, V and the advantage of every action token of a dialogue: an Episode, turns, or chat `messages`.
 
-    encoder: of the model's tokenizer; None reads it from the folder that the model was loaded from.
+    encoder: of the model's tokenizer; None reads it from the folder that the model was loaded from. Raises InputError
+    for a dialogue without a turn of the agent, or beyond the model's context.
     """
     if encoder is None:
         encoder = Encoder.from_folder(Path(model.config._name_or_path))
-    episode = dialogue if isinstance(dialogue, Episode) else Episode("dialogue", list(dialogue))
-    row = encoder.encode(episode, "token")
-    row = {**row, "start": torch.tensor(row["start"]).numpy(), "end": torch.tensor(row["end"]).numpy()}
-    row["tokens"] = torch.tensor(row["tokens"], dtype=torch.int32).numpy()
-    batch = collate([row], gamma=1.0, bos=encoder.bos_id, history=model.config.history, bootstraps=False)
-    batch = batch.to(model.device)
+    episode = dialogue if isinstance(dialogue, Episode) else Episode("dialogue", turns_of(dialogue))
+    with _dialogues():
+        row = encoder.encode(episode, "token")
+    row |= {name: np.asarray(row[name], np.int32) for name in ("tokens", "turn", "start", "end")}
+    history = model.config.history
+    longest, context = (
+        longest_window(row, history),
+        getattr(model.config.get_text_config(), "max_position_embeddings", None),
+    )
+    if context is not None and longest > context:
+        raise InputError(
+            f"the dialogue has {longest} tokens, but the model's context is {context}; leave out old turns"
+        )
+    batch = collate([row], gamma=1.0, bos=encoder.bos_id, history=history, bootstraps=False).to(model.device)
     hidden = model.hidden(*batch.run)[batch.where[batch.target - 1]]
     action = batch.tokens[batch.target]
-    head: Any = model.get_output_embeddings()
-    logits = head(hidden)
+    logits = model.get_output_embeddings()(hidden)
     logp = logits.log_softmax(-1).gather(1, action[:, None]).squeeze(1).tolist()
     q: list[float | None] = [None] * batch.m
     v: list[float | None] = [None] * batch.m
@@ -179,9 +246,23 @@ def score(model: ILQLModel, dialogue: Episode | Sequence[Turn], encoder: Encoder
     ]
 
 
-def respond(model: ILQLModel, messages: Sequence[dict[str, str]], encoder: Encoder, **options: object) -> str:
-    """The agent's next utterance in a dialogue given as chat `messages`; options as for LMPolicy."""
-    turns = [Turn(m["role"], m["content"]) for m in messages]
+def turns_of(dialogue: Sequence[Turn | Message]) -> list[Turn]:
+    """Turns of chat `messages`: role, content, and where given tool_calls and loss_mask, as in a log."""
+    turns: list[Turn] = []
+    for i, m in enumerate(dialogue):
+        if isinstance(m, Turn):
+            turns.append(m)
+            continue
+        content = "" if m.get("content") is None and m.get("tool_calls") else m.get("content")
+        if not isinstance(m.get("role"), str) or not isinstance(content, str):
+            raise InputError(f"message {i + 1} must have a role and a content, both text")
+        turns.append(Turn(m["role"], content, act=m.get("loss_mask", 1) != 0, tool_calls=m.get("tool_calls")))
+    return turns
+
+
+def respond(model: ILQLModel, messages: Sequence[Turn | Message], encoder: Encoder, **options: Any) -> str:
+    """The agent's next utterance in a dialogue given as chat `messages` (or turns); options as for LMPolicy."""
+    turns = turns_of(messages)
     if turns and turns[-1].role == AGENT:
         raise InputError("the last message is the agent's own; a reply needs a message of the partner last")
-    return LMPolicy(model, encoder, **options).respond([turns])[0]  # type: ignore[arg-type]
+    return LMPolicy(model, encoder, **options).respond([turns])[0]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ilql.decode import load
+from ilql.decode import load, quiet
 from ilql.types import InputError
 
 
@@ -20,7 +20,8 @@ def export(run: str | Path, out: str | Path) -> Path:
     model, encoder = load(run)
     lm = model.lm
     lm.generation_config = model.generation_config
-    lm.save_pretrained(out)
+    with quiet():
+        lm.save_pretrained(out)
     encoder.tokenizer.save_pretrained(out)
     return out
 

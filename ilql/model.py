@@ -208,14 +208,19 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
             logits = self.reweighted(hidden, logits, beta, support_top_k, support_top_p)
         return CausalLMOutputWithPast(logits=logits, past_key_values=out.past_key_values)
 
+    def check_beta(self, beta: float) -> None:
+        """Refuse to re-weight without critics of tokens."""
+        if self.v is None or self.config.critic != "vocabulary":
+            raise InputError(f"beta is {beta}, but this model has no token critics ({self.config.algo}); use beta 0")
+
     def reweighted(
         self, hidden: Tensor, logits: Tensor, beta: float, top_k: int | None = None, top_p: float | None = None
     ) -> Tensor:
         """Score every token at `hidden` (..., D), given the actor's `logits` (..., V); -inf outside the support."""
-        if self.v is None or self.config.critic != "vocabulary":
-            raise InputError(f"beta is {beta}, but this model has no token critics ({self.config.algo}); use beta 0")
+        self.check_beta(beta)
         logp = logits.float().log_softmax(-1) if logits.dtype != torch.float64 else logits.log_softmax(-1)
-        scored = SCORES[self.config.scores](logp, self.q_values(hidden).to(logp), self.v(hidden).to(logp), beta)
+        v: Tensor = self.v(hidden).to(logp)  # type: ignore[misc]
+        scored = SCORES[self.config.scores](logp, self.q_values(hidden).to(logp), v, beta)
         return scored.masked_fill(~support(logp, top_k, top_p), -torch.inf)
 
 
