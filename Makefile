@@ -67,7 +67,7 @@ bench: $(STAMP)  ## the benchmarks (BENCH_ARGS)
 	$(PY) -m benchmarks $(BENCH_ARGS)
 
 golden: $(STAMP)  ## rebuild the golden loss curves; look at the diff before you commit it
-	OMP_NUM_THREADS=1 $(PY) tests/golden/make.py
+	OMP_NUM_THREADS=1 $(PY) -m tests.golden.make
 
 mutants: $(STAMP)  ## plant each bug of tests/mutants: its named test must fail (MUTANTS="name ...")
 	OMP_NUM_THREADS=1 $(PY) tests/mutants/run.py --jobs $(JOBS) $(MUTANTS)

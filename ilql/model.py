@@ -313,7 +313,8 @@ def check_trunk(model: ILQLModel) -> None:
     model.eval()
     family, text = model.lm.config.model_type, model.config.get_text_config()
     tokens = torch.arange(7, device=model.device) % int(text.vocab_size)
-    trunk = model.lm.base_model(input_ids=tokens[None], use_cache=False)
+    real = torch.ones_like(tokens)[None]
+    trunk = model.lm.base_model(input_ids=tokens[None], attention_mask=real, use_cache=False)
     if not hasattr(trunk, "past_key_values"):
         raise InputError(f"the trunk {family!r} keeps no past keys and values, by which we decode; use another")
     # Fresh logits are too small for a cap to show; these are what a sure model's look like.
@@ -326,7 +327,7 @@ def check_trunk(model: ILQLModel) -> None:
 
     handle = model.lm.get_output_embeddings().register_forward_hook(head)
     try:
-        logits = model.lm(input_ids=tokens[None]).logits
+        logits = model.lm(input_ids=tokens[None], attention_mask=real).logits
     finally:
         handle.remove()
     if not seen or not _near(seen[0], trunk.last_hidden_state) or not _near(logits, sure.to(logits).expand_as(logits)):
@@ -336,7 +337,8 @@ def check_trunk(model: ILQLModel) -> None:
         hidden = model.hidden(tokens, position, [4, 3])
     except NotImplementedError as error:
         raise InputError(f"the trunk {family!r} cannot train on packed dialogues ({error}); use another") from None
-    separate = [model.lm.base_model(input_ids=t[None], use_cache=False)[0][0] for t in tokens.split([4, 3])]
+    alone: list[Any] = [(t[None], real[:, : len(t)]) for t in tokens.split([4, 3])]
+    separate = [model.lm.base_model(input_ids=t, attention_mask=mask, use_cache=False)[0][0] for t, mask in alone]
     if not _near(hidden, torch.cat(separate)):
         raise InputError(f"the trunk {family!r} mixes dialogues that are packed together; use another family")
     model.train(was_training)

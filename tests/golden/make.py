@@ -1,0 +1,102 @@
+"""Golden loss curves: 20 float64 steps of each algorithm on stored dialogues. Decision: nothing here draws a random
+number. The weights are a formula of their place, so a curve changes with the mathematics and not with a version of
+torch; `make golden` writes the curves anew.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from ilql.algos import ALGOS
+from ilql.data import Row, collate
+from ilql.learner import Learner
+from ilql.model import ILQLModel, ModelConfig, build
+
+HERE = Path(__file__).resolve().parent
+STEPS, BATCH, VOCAB = 20, 4, 19
+RATE = 0.05  # of plain gradient descent
+SETTINGS: dict[str, dict[str, Any]] = {"filtered_bc": {"top": 0.5}}
+COMMON: dict[str, Any] = {"gamma": 0.9, "tau": 0.8, "cql_weight": 0.1, "polyak": 0.1}
+
+
+def rows() -> list[Row]:
+    """The stored dialogues, as `ilql.rows.Rows` gives them."""
+    kinds = {"tokens": np.int32, "turn": np.int32, "start": np.int32, "end": np.int32, "reward": np.float64}
+    stored = json.loads((HERE / "rows.json").read_text(encoding="utf-8"))
+    return [r | {name: np.array(r[name], kind) for name, kind in kinds.items()} for r in stored]
+
+
+def model_of(algo: ModuleType) -> ILQLModel:
+    """Two GPT-2 layers in float64, every weight a sine of its place; the targets differ from the critics."""
+    cfg = ModelConfig(layers=2, width=16, heads=2, context=64, dtype="float64")
+    made = build(cfg, vocab_size=VOCAB, bos_id=0, pad_id=1, end_ids=[2], critic=algo.CRITIC)
+    with torch.no_grad():
+        for k, (name, p) in enumerate(sorted(made.named_parameters())):
+            place = torch.arange(p.numel(), dtype=torch.float64)
+            wave = torch.sin(0.7 * (k + 1) + 1.3 * place + 0.001 * place * place).reshape(p.shape)
+            p.copy_(1 + 0.1 * wave if ".ln_" in name and name.endswith("weight") else 0.3 * wave)
+    return made
+
+
+def config(name: str) -> Any:
+    cls = ALGOS[name].Config
+    known = cls.__dataclass_fields__
+    return cls(**{k: v for k, v in COMMON.items() if k in known} | SETTINGS.get(name, {}))
+
+
+def curve(name: str) -> list[dict[str, float]]:
+    """The mean of each loss at every step; plain gradient descent, targets moved after it."""
+    algo, cfg = ALGOS[name], config(name)
+    data = rows()
+    if hasattr(algo, "select"):
+        mask = algo.select(np.array([r["reward"].sum() for r in data]), cfg)
+        data = [r for r, kept in zip(data, mask, strict=True) if kept]
+    torch.set_num_threads(1)
+    model = model_of(algo)
+    learner = Learner(model, algo, cfg)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    out = []
+    for step in range(STEPS):
+        part = [data[(step * BATCH + i) % len(data)] for i in range(BATCH)]
+        history = 2 if step % 4 == 3 else None  # now and then in windows
+        batch = collate(
+            part,
+            gamma=getattr(cfg, "gamma", 1.0),
+            bos=0,
+            history=history,
+            reward_scale=0.5,
+            bootstraps=algo.BOOTSTRAPS,
+            acted=algo.CRITIC == "scalar",
+        )
+        losses = {k: v.mean() for k, v in learner(batch.to("cpu", torch.float64)).items()}
+        total = torch.stack(list(losses.values())).sum()
+        for p, g in zip(weights, torch.autograd.grad(total, weights, allow_unused=True), strict=True):
+            if g is not None:
+                p.data.sub_(RATE * g)
+        if algo.CRITIC:
+            model.update_targets(cfg.polyak)
+        out.append({k: v.item() for k, v in losses.items()})
+    assert all(math.isfinite(x) for row in out for x in row.values())
+    return out
+
+
+def path(name: str) -> Path:
+    return HERE / f"{name}.json"
+
+
+def main() -> None:
+    for name in ALGOS:
+        lines = ",\n".join(json.dumps(row) for row in curve(name))  # json writes a float as repr does, exactly
+        path(name).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        print(f"wrote {path(name).relative_to(HERE.parents[1])}")
+
+
+if __name__ == "__main__":
+    main()
