@@ -167,19 +167,24 @@ class LMPolicy:
         return replies
 
     def respond(self, dialogues: Sequence[Sequence[Turn]]) -> list[str]:
-        """One utterance a dialogue. Dialogues of like length share a batch; greedy answers equal states once."""
-        prompts = [tuple(self.prompt(turns)) for turns in dialogues]
-        todo = list(dict.fromkeys(prompts)) if self.greedy else prompts
+        """One utterance a dialogue."""
+        return [self.encoder.text(ids) for ids in self.complete([self.prompt(turns) for turns in dialogues])]
+
+    def complete(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The tokens of one utterance a prompt, its end included. Prompts of like length share a batch; greedy decoding
+        answers equal prompts once."""
+        keys = [tuple(p) for p in prompts]
+        todo = list(dict.fromkeys(keys)) if self.greedy else keys
         order = sorted(range(len(todo)), key=lambda i: len(todo[i]))
-        texts = [""] * len(todo)
+        replies: list[list[int]] = [[] for _ in todo]
         alike = [list(group) for _, group in groupby(order, key=lambda i: self._room(todo[i]))]
         for part in (g[i : i + self.batch_size] for g in alike for i in range(0, len(g), self.batch_size)):
             for j, ids in zip(part, self._generate([todo[j] for j in part]), strict=True):
-                texts[j] = self.encoder.text(ids)
+                replies[j] = ids
         if not self.greedy:
-            return texts
-        answer = dict(zip(todo, texts, strict=True))
-        return [answer[p] for p in prompts]
+            return replies
+        answer = dict(zip(todo, replies, strict=True))
+        return [answer[k] for k in keys]
 
 
 def load_policy(run: str | Path, **options: object) -> LMPolicy:

@@ -25,7 +25,7 @@ import torch
 import transformers
 
 import ilql
-from ilql import decode, envs
+from ilql import decode, envs, ope
 from ilql.report import Interval, bootstrap, paired, table, write_json
 from ilql.rollout import rollout, selfplay, to_log
 from ilql.types import Episode, InputError, Policy
@@ -257,7 +257,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="eval.py", description="Play a trained run in an environment.", allow_abbrev=False)
+    parser = _Parser(
+        prog="eval.py",
+        description="Play a trained run in an environment; with --data DIR, judge it by logged dialogues.",
+        allow_abbrev=False,
+    )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder, or a model's folder")
     add("--env", required=True, help=f"one of {', '.join(envs.ENVS)}")
@@ -294,8 +298,11 @@ def _config(argv: Sequence[str]) -> EvalConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: prints the table, returns the exit status (2 on bad input)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(option == "--data" or option.startswith("--data=") for option in argv):
+        return ope.main(argv)
     try:
-        text, folder = evaluate(_config(sys.argv[1:] if argv is None else argv))
+        text, folder = evaluate(_config(argv))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -39,6 +39,7 @@ ORDER = (
     "datasets_prep",
     "ilql.rollout",
     "ilql.report",
+    "ilql.ope",
     "ilql.evaluate",
     "ilql.cli",
 )

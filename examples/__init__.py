@@ -1,0 +1,1 @@
+"""Recipes (YAML) and what they are joined to (`python -m examples.maze_demo`)."""
