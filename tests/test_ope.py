@@ -1,0 +1,112 @@
+"""Judging a run by logged dialogues."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from ilql import ope
+from ilql.decode import load, score
+from ilql.report import Interval
+from ilql.rows import Rows
+from ilql.trainer import train
+from ilql.types import Turn
+from tests.tiny import config, dataset
+
+
+def test_auc_equals_an_independent_one_with_ties():
+    rng = np.random.default_rng(0)
+    value, label = rng.integers(0, 6, 80).astype(float), rng.random(80) < 0.4
+    assert ope.auc(value, label) == pytest.approx(roc_auc_score(label, value), abs=1e-12)
+    assert ope.auc(np.array([1.0, 2, 3]), np.array([False, True, True])) == 1
+    assert np.isnan(ope.auc(np.array([1.0, 2]), np.array([True, True])))
+
+
+def test_ranks_share_ties_and_correlate():
+    assert ope.ranks(np.array([3.0, 1, 3, 2])).tolist() == [3.5, 1, 3.5, 2]
+    assert ope.rank_correlation(np.array([1.0, 2, 3]), np.array([1.0, 8, 27])) == pytest.approx(1)
+    assert ope.rank_correlation(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == pytest.approx(-1)
+    assert np.isnan(ope.rank_correlation(np.array([1.0, 1]), np.array([1.0, 2])))
+
+
+def test_explained_variance():
+    outcome = np.array([0.0, 1, 2])
+    assert ope.explained_variance(outcome + 5, outcome) == 1
+    assert ope.explained_variance(np.zeros(3), outcome) == 0
+    assert np.isnan(ope.explained_variance(outcome, np.ones(3)))
+
+
+def test_an_interval_resamples_whole_groups():
+    values = np.array([0.0, 0, 0, 1, 1, 1])
+    together = ope.interval(lambda v: float(v.mean()), [values], ["a"] * 3 + ["b"] * 3)
+    alone = ope.interval(lambda v: float(v.mean()), [values], list("abcdef"))
+    assert isinstance(together, Interval)
+    assert together.mean == alone.mean == 0.5
+    assert (together.low, together.high) == (0, 1)
+    assert 0 < alone.low < alone.high < 1
+
+
+def test_turns_begin_where_the_agent_speaks():
+    token = {"start": np.array([4, 5, 6, 10, 11]), "end": np.array([5, 6, 7, 11, 12])}
+    utterance = {"start": np.array([4, 10]), "end": np.array([7, 12])}
+    assert ope.agent_turns(token).tolist() == [0, 3]
+    assert ope.agent_turns(utterance).tolist() == [0, 1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ope")
+    data = dataset(folder / "data")
+    return train(config(data, folder / "run", algo="ilql", steps=3)), data
+
+
+def test_values_and_likelihoods_are_those_of_score(run):
+    folder, data = run
+    model, encoder = load(folder)
+    rows = Rows(data, "train")
+    turns = ope.read_turns(model, encoder.bos_id, rows, batch_rows=3)
+    assert len(turns) == len(rows)
+    for i in (0, len(rows) - 1):
+        row = rows[i]
+        ids, starts = row["tokens"].tolist(), row["turn"].tolist()
+        said = []
+        for begin, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            role = encoder.tokenizer.convert_ids_to_tokens(ids[begin]).strip("<|>")
+            said.append(Turn(role, encoder.text(ids[begin + 1 : end])))
+        scores = score(model, said, encoder)
+        first = ope.agent_turns(row)
+        assert turns[i].value == pytest.approx([scores[j].v for j in first], abs=1e-5)
+        assert turns[i].nll == pytest.approx(-np.mean([s.logp for s in scores]), abs=1e-5)
+        assert turns[i].to_go[0] == pytest.approx(row["reward"].sum())
+
+
+def test_a_policy_matches_its_own_last_turn(run):
+    folder, data = run
+    model, encoder = load(folder)
+    rows = Rows(data, "train")
+    policy = ope.LMPolicy(model, encoder, greedy=True, max_new_tokens=8)
+    matches = ope.last_turn_matches(policy, rows)
+    assert len(matches) == len(rows)
+    row = rows[0]
+    begin = int(row["start"][ope.agent_turns(row)[-1]])
+    reply = policy.complete([row["tokens"][:begin].tolist()])[0]
+
+    class One(list):
+        pass
+
+    own = One([{**row, "tokens": np.array([*row["tokens"][:begin], *reply]), "end": np.array([begin + len(reply)])}])
+    own[0]["start"] = np.array([begin])
+    assert ope.last_turn_matches(policy, own) == [True]
+    own[0]["tokens"][-1] += 1
+    assert ope.last_turn_matches(policy, own) == [False]
+
+
+def test_the_command_prints_tables_and_refuses_what_does_not_fit(run, tmp_path, capsys):
+    folder, data = run
+    assert ope.main([str(folder), "--data", str(data), "--split", "train", "--threshold", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "AUC, return >= 0.5" in out
+    assert "last turn equals the log's" in out
+    assert ope.main([str(folder), "--data", str(tmp_path)]) == 2
+    assert "manifest.json" in capsys.readouterr().err
