@@ -14,7 +14,7 @@ FAMILIES = {
     "qwen2": {"num_key_value_heads": 2, "intermediate_size": 64},
     "mistral": {"num_key_value_heads": 2, "intermediate_size": 64, "sliding_window": 5},
 }
-LENGTHS = [5, 9, 3, 9, 17, 5, 1]
+LENGTHS = [5, 9, 3, 8, 17, 6, 1, 5]  # some of like length, which share a call and are padded there
 
 
 def trunk(family: str):
@@ -33,6 +33,11 @@ def run(model, pieces, lengths):
             use_cache=False,
             packed_plan=packed.plan(lengths, "cpu"),
         ).last_hidden_state[0]
+
+
+def test_pieces_of_like_length_share_a_call():
+    groups = packed.plan(LENGTHS, "cpu").groups
+    assert [group.real.sum(1).tolist() for group in groups] == [[1], [3], [5, 6, 5], [9, 8], [17]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

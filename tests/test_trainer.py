@@ -101,9 +101,12 @@ def launch(cfg: TrainConfig, folder: Path, *module: str) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
 
 
-def test_the_loss_is_the_mean_over_the_window_action_tokens(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", ["token", "utterance"])
+def test_the_loss_is_the_mean_over_the_window_action_tokens(tmp_path: Path, step: str) -> None:
     """Against transformers' own forward, one dialogue at a time."""
-    cfg = config(data, tmp_path / "run", "bc", steps=1, batch={"dialogues": 5, "accumulate": 2})
+    cfg = config(
+        dataset(tmp_path / "data", step=step), tmp_path / "run", "bc", steps=1, batch={"dialogues": 5, "accumulate": 2}
+    )
     feed, model = read(cfg), fresh(cfg).eval()
     total, count = 0.0, 0
     for batch in feed.order.batches(0)[:2]:
