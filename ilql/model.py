@@ -29,7 +29,8 @@ class ModelConfig:
     """Which trunk and heads to train.
 
     pretrained: a folder or hub name of any causal LM; None trains `architecture` from scratch in the given shape.
-    context: longest dialogue in tokens (from scratch). extra: further fields of the trunk's config. critics: K, 1 or 2
+    context: longest dialogue in tokens (from scratch). dropout: of embeddings and residual branches, where the family
+    has it. extra: further fields of the trunk's config. critics: K, 1 or 2
     (the minimum of the targets is taken). head_width: of the heads' hidden layer, None = twice the trunk's width.
     dtype: of the weights.
     """
@@ -244,7 +245,8 @@ def shape(cfg: ModelConfig, vocabulary: int, bos: int, pad: int, end: int) -> Pr
         "bos_token_id": bos,
         "pad_token_id": pad,
         "eos_token_id": end,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"), cfg.dropout),
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop"), cfg.dropout),
+        **dict.fromkeys(("attn_pdrop", "attention_dropout"), 0.0),  # no fused attention kernel of CPUs drops weights
     }
     own = {name: value for name, value in fields.items() if hasattr(known, name)}
     return AutoConfig.for_model(cfg.architecture, **{**own, **cfg.extra})
