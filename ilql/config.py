@@ -65,7 +65,7 @@ class TrainConfig:
         for name, value, least in (
             ("steps", self.steps, 1),
             ("seed", self.seed, 0),
-            ("threads", self.threads or 1, 1),
+            ("threads", 1 if self.threads is None else self.threads, 1),
             ("batch.accumulate", self.batch.accumulate, 1),
             ("batch.tokens", self.batch.tokens, 1),
             ("batch.dialogues", 1 if self.batch.dialogues is None else self.batch.dialogues, 1),
@@ -75,6 +75,8 @@ class TrainConfig:
         ):
             if value < least:
                 raise InputError(f"{name} is {value}, but must be at least {least}")
+        if self.seed >= 2**31:  # generators add a process's number to it, and some take 32 bits
+            raise InputError(f"seed is {self.seed}, but must be below 2147483648")
         weights = self.data.weights
         if weights is not None and (len(weights) != len(self.data.path) or min(weights) <= 0):
             raise InputError("data.weights needs one number above 0 for each folder of data.path")

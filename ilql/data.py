@@ -6,6 +6,7 @@ Shape alphabet: T tokens of the batch, N decisions, M action tokens. `decisions`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -32,6 +33,10 @@ class DataConfig:
     weights: list[float] | None = None
     history: int | None = None
     reward_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.reward_scale < math.inf:  # reported values are divided by it
+            raise InputError(f"data.reward_scale is {self.reward_scale}, but must be above 0")
 
 
 class Decisions(NamedTuple):

@@ -47,6 +47,12 @@ class ModelConfig:
     head_width: int | None = None
     dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "context", "head_width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"model.{name} is {value}, but must be at least 1")
+
 
 class ILQLConfig(PreTrainedConfig):
     """text_config: the trunk's own config. critics: K, 0 for an actor alone. critic: "vocabulary" (Q(s, .) read at the

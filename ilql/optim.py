@@ -34,6 +34,10 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise InputError(f"optim.lr is {self.lr}, but must be above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optim.betas is {list(self.betas)}, but both must be in [0, 1)")
+        if not (0 < self.eps < math.inf and 0 <= self.weight_decay < math.inf):
+            raise InputError("optim.eps must be above 0, and optim.weight_decay not negative")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"optim.clip is {self.clip}, but must be above 0 (null for no clipping)")
         if self.warmup < 0 or not 0 <= self.final_lr_ratio <= 1:

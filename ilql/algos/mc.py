@@ -4,6 +4,7 @@ stitch."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from ilql.data import Batch
 from ilql.learner import Out
 from ilql.losses import cql, nll, td
 from ilql.scores import advantage as scores
+from ilql.types import InputError
 
 __all__ = ["Config", "loss", "scores"]
 
@@ -29,6 +31,14 @@ class Config:
     gamma: float = 0.99
     cql_weight: float = 0.01
     polyak: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise InputError(f"mc.gamma is {self.gamma}, but must be in [0, 1]")
+        if not 0 <= self.cql_weight < math.inf:
+            raise InputError(f"mc.cql_weight is {self.cql_weight}, but must be 0 or more")
+        if not 0 <= self.polyak <= 1:
+            raise InputError(f"mc.polyak is {self.polyak}, but must be in [0, 1]")
 
 
 def loss(out: Out, batch: Batch, cfg: Config) -> dict[str, Tensor]:
