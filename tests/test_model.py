@@ -339,11 +339,13 @@ def test_training_from_scratch_has_the_shape_asked_for():
 
 
 def test_dropout_is_the_one_asked_for():
-    def drops(model: ILQLModel) -> set[float]:
-        return {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+    def drops(model: ILQLModel) -> dict[str, float]:
+        return {n: m.p for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
 
-    assert drops(make()) == {0.0}
-    assert drops(make(model={"dropout": 0.25})) == {0.25}
+    assert set(drops(make()).values()) == {0.0}
+    found = drops(make(model={"dropout": 0.25}))
+    assert len(found) == 4
+    assert {n: p for n, p in found.items() if p != 0.25} == {"lm.transformer.h.0.attn.attn_dropout": 0.0}
 
 
 @pytest.fixture
