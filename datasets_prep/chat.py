@@ -9,16 +9,18 @@ Fields of a line: `messages`; optionally `id`, `tools`, `reward` (added to the a
 others' logs, but not encoded. Licence and home page: your own.
 
 Decision: every line is parsed by itself against a typed schema. Types are strict (a reward "1" or true is a fault, not
-a number), unknown fields are faults, and a fault costs one line, never the file. A blank line is no dialogue.
+a number), unknown fields and fields given twice are faults, and a fault costs one line, never the file. A blank line is
+no dialogue.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,17 +136,58 @@ def _turn(message: Message, agent_role: str) -> Turn:
     )
 
 
+class _Twice(Exception):
+    """A field that one object has twice: JSON leaves open which of the two counts."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for k, name in enumerate(names) if name in names[:k]))
+    return found
+
+
 def _parse(decoder: msgspec.json.Decoder[Dialogue], line: bytes) -> Dialogue:
     try:
-        return decoder.decode(line)
+        log = decoder.decode(line)
+        json.loads(line, object_pairs_hook=_once, parse_int=str, parse_float=str)  # msgspec takes the last of two
+        return log
+    except _Twice as fault:
+        raise Reject("", 0, str(fault), "given twice in one object; leave one out") from None
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
     except msgspec.DecodeError as error:
-        raise Reject("", 0, "", f"not a JSON object on one line ({error})") from None
+        raise _not_finite(line) or Reject("", 0, "", f"not a JSON object on one line ({error})") from None
     except UnicodeDecodeError:
         raise Reject("", 0, "", "not valid UTF-8") from None
     except RecursionError:
         raise Reject("", 0, "", "nested too deeply") from None
+
+
+def _not_finite(line: bytes) -> Reject | None:
+    """The fault of a line that would be JSON but for NaN or Infinity, which many programs write; None for others."""
+    try:
+        value = json.loads(line.decode(), parse_constant=_Constant, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):
+        return None
+    waiting = [("", value)]
+    while waiting:
+        path, value = waiting.pop(0)
+        if isinstance(value, _Constant):
+            return Reject("", 0, path, f"{value.name} is no finite number")
+        if isinstance(value, dict):
+            waiting += [(f"{path}.{key}".lstrip("."), inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{path}[{k}]", inner) for k, inner in enumerate(value)]
+    return None
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """NaN, Infinity or -Infinity where a number should stand."""
+
+    name: str
 
 
 def _explain(message: str) -> Reject:
