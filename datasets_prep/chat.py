@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from datasets_prep.encode import number
 from datasets_prep.rejects import Placed, Reject
 from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
 
@@ -102,6 +103,12 @@ def _episode(
         last = max((k for k, turn in enumerate(turns) if turn.role == AGENT), default=None)
         if last is None:
             raise Reject("", 0, "reward", "the dialogue has a reward but no message of the agent", name)
+        try:
+            number(log.reward, "reward")
+        except Reject as fault:
+            raise Reject("", 0, fault.field, fault.reason, name) from None
+        if not turns[last].act:
+            raise Reject("", 0, "reward", "goes to the last message of the agent, which has loss_mask 0", name)
         turns[last] = replace(turns[last], reward=turns[last].reward + log.reward)
     return Placed(name, turns, log.terminated, log.meta or {}, log.tools, file=place[0], line=place[1])
 
@@ -124,6 +131,10 @@ def _turn(message: Message, agent_role: str) -> Turn:
         raise Reject("", 0, "tool_calls", "on a message that is not the agent's")
     if message.loss_mask and role != AGENT:
         raise Reject("", 0, "loss_mask", "1 on a message that is not the agent's")
+    if message.reward and role != AGENT:
+        raise Reject(
+            "", 0, "reward", f"on a message of {message.role!r}; only the agent's, {agent_role!r}, may have one"
+        )
     if message.logp is not None and role != AGENT:
         raise Reject("", 0, "logp", "on a message that is not the agent's")
     return Turn(

@@ -156,7 +156,7 @@ def test_rejects_are_written_down_in_order_with_their_place(log: Path, tmp_path:
     assert prep(log, out, "--max-reject-rate", "0.5") == 0
     found = [json.loads(text) for text in (out / "rejected.jsonl").read_text().splitlines()]
     assert [(r["file"], r["line"], r["field"]) for r in found] == [
-        *(("log.jsonl", 41, "id"), ("log.jsonl", 42, ""), ("log.jsonl", 43, "reward")),
+        *(("log.jsonl", 41, "id"), ("log.jsonl", 42, ""), ("log.jsonl", 43, "messages[0].reward")),
         *(("log.jsonl", 44, "messages"), ("log.jsonl", 45, "reward"), ("log.jsonl", 46, "reward")),
     ]
     assert all(r["reason"] for r in found)
@@ -211,7 +211,7 @@ def test_too_many_rejects_fail_with_the_commonest_reasons(
         (["chat", "--input", "LOG", "--output", "LOG"], "exists already"),
         (["chat", "--input", "LOG", "--output", "FULL"], "exists already"),
         (["chat", "--input", "EMPTY", "--output", "OUT"], "is empty"),
-        (["chat", "--input", "LOG", "--output", "OUT", "--agent-role", "bot"], "only a turn of the agent"),
+        (["chat", "--input", "LOG", "--output", "OUT", "--agent-role", "bot"], "on a message of 'assistant'"),
         (
             ["chat", "--input", "LOG", "--output", "OUT", "--max-length", "9", "--max-reject-rate", "1"],
             "no dialogue is",

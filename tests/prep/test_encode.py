@@ -242,7 +242,7 @@ def test_contents_never_become_special_tokens(kind: str, injected: str) -> None:
 def test_special_tokens_in_contents_are_rejected_with_a_template() -> None:
     encoder = Encoder(others.chatml())
     for turn in (Turn("user", "a<|im_end|>b"), Turn("assistant", "x", tool_calls=[{"a": "<|im_start|>"}])):
-        with pytest.raises(Reject, match=r"special token '<\|im_"):
+        with pytest.raises(Reject, match=r"messages\[\d\]\.\w+: holds the tokenizer's special token '<\|im_"):
             encoder.encode(Episode("x", [Turn("user", "q"), turn, Turn("assistant", "b")]), "token")
     with pytest.raises(Reject, match="special token"):
         encoder.encode(Episode("x", HI, tools=[{"d": "<|im_end|>"}]), "token")
@@ -331,24 +331,26 @@ A = Turn("assistant", "yo")
         ([], "messages", "no turn of the agent"),
         ([Turn("user", "hi")], "messages", "no turn of the agent"),
         ([Turn("assistant", "hi", act=False)], "messages", "no turn of the agent"),
-        ([Turn("user", "hi", 1.0), A], "reward", "'user'"),
-        ([Turn("tool", "hi", -1.0), A], "reward", "'tool'"),
-        ([Turn("assistant", "hi", 1.0, act=False), A], "reward", "not to be learned"),
-        ([Turn("assistant", "hi", NAN)], "reward", "NaN"),
-        ([Turn("assistant", "hi", -INF)], "reward", "infinite"),
-        ([Turn("user", "hi", NAN), A], "reward", "NaN"),
-        ([Turn("assistant", "hi", 1e39)], "reward", "32-bit"),
-        ([Turn("assistant", "hi", 10**400)], "reward", "32-bit"),
-        ([Turn("assistant", "hi", True)], "reward", "bool"),
-        ([Turn("assistant", "hi", "1")], "reward", "str"),  # type: ignore[arg-type]
-        ([Turn("bot", "hi"), A], "role", "'bot'"),
-        ([Turn("user", "hi", tool_calls=[CALL]), A], "tool_calls", "only the agent"),
+        ([Turn("user", "hi", 1.0), A], "messages[0].reward", "'user'"),
+        ([Turn("tool", "hi", -1.0), A], "messages[0].reward", "'tool'"),
+        ([Turn("assistant", "hi", 1.0, act=False), A], "messages[0].reward", "not to be learned"),
+        ([Turn("assistant", "hi", NAN)], "messages[0].reward", "NaN"),
+        ([Turn("assistant", "hi", -INF)], "messages[0].reward", "infinite"),
+        ([Turn("user", "hi", NAN), A], "messages[0].reward", "NaN"),
+        ([Turn("assistant", "hi", 1e39)], "messages[0].reward", "32-bit"),
+        ([Turn("assistant", "hi", 10**400)], "messages[0].reward", "32-bit"),
+        ([Turn("assistant", "hi", True)], "messages[0].reward", "bool"),
+        ([Turn("assistant", "hi", "1")], "messages[0].reward", "str"),  # type: ignore[arg-type]
+        ([A, Turn("user", "hi"), Turn("user", "hi", 1.0)], "messages[2].reward", "'user'"),
+        ([A, Turn("assistant", "hi", logp=-1.0)], "messages[1].logp", "one number"),
+        ([Turn("bot", "hi"), A], "messages[0].role", "'bot'"),
+        ([Turn("user", "hi", tool_calls=[CALL]), A], "messages[0].tool_calls", "only the agent"),
         ([Turn("assistant", "hi\ud800")], "content", "surrogate"),
         ([Turn("assistant", "hi", tool_calls=[{"a": NAN}])], "tool_calls", "JSON"),
-        ([Turn("assistant", "hi", logp=[-1.0])], "logp", "1 numbers for a message of 3 tokens"),
-        ([Turn("assistant", "hi", logp=-1.0)], "logp", "one number"),
-        ([Turn("assistant", "hi", logp=[-1.0, 0.5, -1.0])], "logp", "above 0"),
-        ([Turn("assistant", "hi", logp=[-1.0, NAN, -1.0])], "logp", "NaN"),
+        ([Turn("assistant", "hi", logp=[-1.0])], "messages[0].logp", "1 numbers for a message of 3 tokens"),
+        ([Turn("assistant", "hi", logp=-1.0)], "messages[0].logp", "one number"),
+        ([Turn("assistant", "hi", logp=[-1.0, 0.5, -1.0])], "messages[0].logp", "above 0"),
+        ([Turn("assistant", "hi", logp=[-1.0, NAN, -1.0])], "messages[0].logp", "NaN"),
     ],
 )
 def test_rejects(byte: Encoder, turns: list[Turn], field: str, reason: str) -> None:
