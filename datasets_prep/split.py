@@ -21,8 +21,8 @@ Item = tuple[str, Episode | Reject]  # the split, and what stands in it
 
 def group(episode: Episode) -> str:
     """What splits keep together: `meta["group"]`, or else the id without the mark of a side (`42:a`, `42:b`)."""
-    if "group" in episode.meta:
-        value = episode.meta["group"]
+    value = episode.meta.get("group")
+    if value is not None:  # null, as an export of a table writes it, is no group that all share
         return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
     return re.sub(r":[a-z]$", "", episode.id)
 

@@ -326,6 +326,7 @@ def test_no_group_is_on_both_sides() -> None:
     assert all(found[f"d{i}:a"] == found[f"d{i}:b"] for i in range(200))
     assert all(found[f"e{i}"] == found[f"e{i + 50}"] for i in range(150))
     assert 120 < list(found.values()).count("validation") < 240
+    assert len({split.group(an(f"f{i}", group=None)) for i in range(9)}) == 9
     backwards = split.items(corpus(episodes[::-1]), [], 0.3, 7, {})
     assert {item.id: name for name, item in backwards if isinstance(item, Episode)} == found
     other = split.items(corpus(episodes), [], 0.3, 8, {})
