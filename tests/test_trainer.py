@@ -16,9 +16,11 @@ import pytest
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
 
 import ilql.algos
+from datasets_prep import tokenizer as tk
+from datasets_prep.encode import Encoder
 from ilql import checkpoint, runfolder, warmstart
 from ilql.config import TrainConfig, dump
 from ilql.feed import read
@@ -428,6 +430,21 @@ def test_tokenizers_that_differ_are_refused(data: Path, tmp_path: Path) -> None:
     first = train(config(data, tmp_path / "first", "bc", steps=1))
     refused(config(other, tmp_path / "run", init_from=str(first)), "trained with another tokenizer than")
     refused(config(data, tmp_path / "run", init_from=str(first), model={"width": 16}), r"lm\.\S+ is \(263, 32\)")
+
+
+def test_a_pretrained_trunk_with_another_tokenizer_is_refused(data: Path, tmp_path: Path) -> None:
+    encoder = Encoder.from_folder(data / "tokenizer")
+    trunk = tmp_path / "trunk"
+    larger = GPT2Config(vocab_size=encoder.vocab_size + 9, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    AutoModelForCausalLM.from_config(larger).save_pretrained(trunk)
+    cfg = config(data, tmp_path / "run", model={"pretrained": str(trunk)})
+    assert fresh(cfg).config.get_text_config().vocab_size == encoder.vocab_size + 9, "no tokenizer, nothing to compare"
+    encoder.tokenizer.save_pretrained(trunk)
+    fresh(cfg)
+    first = train(config(data, tmp_path / "first", "bc", steps=1))
+    fresh(config(data, tmp_path / "run", model={"pretrained": str(first / "model")}))
+    tk.train("word", ["other words"]).save_pretrained(trunk)
+    refused(cfg, r"another tokenizer than the model \(.*build the dataset with --tokenizer \S+trunk")
 
 
 @pytest.mark.parametrize(
