@@ -69,9 +69,9 @@ def episodes(inputs: list[Path], *, seed: int = 0, agent_role: str = AGENT) -> I
     for k, path in enumerate(inputs, 1):
         stem = path.stem if stems[path.stem] == 1 else f"{path.stem}.{k}"  # a folder a day, with the same names inside
         if path.is_dir():
-            raise InputError(f"--input {path} is a folder; give its files")
+            raise InputError(f"{path} is a folder; give its files")
         if path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip"):
-            raise InputError(f"--input {path} is compressed; unpack it first")
+            raise InputError(f"{path} is compressed; unpack it first")
         empty = True
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -85,7 +85,7 @@ def episodes(inputs: list[Path], *, seed: int = 0, agent_role: str = AGENT) -> I
                 except Reject as fault:
                     yield Reject(path.name, number, fault.field, fault.reason, fault.id)
         if empty:
-            raise InputError(f"--input {path} is empty: it holds no dialogue")
+            raise InputError(f"{path} is empty: it holds no dialogue")
 
 
 def _episode(

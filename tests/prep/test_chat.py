@@ -162,6 +162,11 @@ def test_an_empty_file_is_an_error(tmp_path: Path, text: bytes) -> None:
 def test_no_file_a_folder_and_a_compressed_file_are_errors(tmp_path: Path) -> None:
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(b"x")
-    for inputs in ([], [tmp_path], [packed]):
-        with pytest.raises(InputError, match="--input"):
+    cases: list[tuple[list[Path], str]] = [
+        ([], "give --input FILE"),
+        ([tmp_path], f"{tmp_path} is a folder"),
+        ([packed], r"a\.jsonl\.gz is compressed"),
+    ]
+    for inputs, reason in cases:
+        with pytest.raises(InputError, match=reason):
             list(chat.episodes(inputs))
