@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a file that may not be read, a full disk
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {f'{error.filename}: {error.strerror}' if error.filename else error}", file=sys.stderr)
         return 2
     except SystemExit as end:  # argparse's --help
         return int(end.code or 0)

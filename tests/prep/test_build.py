@@ -214,6 +214,8 @@ def test_too_many_rejects_fail_with_the_commonest_reasons(
         (["chat", "--input", "LOG", "--output", "OUT", "--action-token", " "], "--action-token"),
         (["chat", "--input", "LOG", "--output", "LOG"], "exists already"),
         (["chat", "--input", "LOG", "--output", "FULL"], "exists already"),
+        (["chat", "--input", "LOG", "--output", "INSIDE"], "log.jsonl, which is a file"),
+        (["deal_or_no_deal", "--input", "NOTHING", "--output", "OUT"], "nothing.txt is empty"),
         (["chat", "--input", "EMPTY", "--output", "OUT"], "is empty"),
         (["chat", "--input", "LOG", "--output", "OUT", "--agent-role", "bot"], "on a message of 'assistant'"),
         (
@@ -231,7 +233,9 @@ def test_wrong_words_are_one_clear_sentence(
     full.mkdir()
     (full / "mine").write_text("keep")
     empty.write_text("\n")
-    names = {"LOG": log, "OUT": tmp_path / "out", "FULL": full, "EMPTY": empty}
+    (tmp_path / "nothing.txt").touch()
+    names = {"INSIDE": log / "x" / "y", "NOTHING": tmp_path / "nothing.txt"}
+    names |= {"LOG": log, "OUT": tmp_path / "out", "FULL": full, "EMPTY": empty}
     before = contents(tmp_path)
     assert main([str(names.get(word, word)) for word in words]) == 2
     error = capsys.readouterr().err
@@ -239,6 +243,17 @@ def test_wrong_words_are_one_clear_sentence(
     assert reason in error
     assert contents(tmp_path) == before
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_may_not_be_read_is_one_sentence(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(log))
+
+    monkeypatch.setattr(build, "build", refuse)
+    assert prep(log, tmp_path / "out") == 2
+    assert capsys.readouterr().err == f"error: {log}: Permission denied\n"
 
 
 def test_an_empty_output_folder_may_be_filled(log: Path, tmp_path: Path) -> None:
