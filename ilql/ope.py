@@ -7,7 +7,6 @@ dialogues (`meta["group"]`), as splits keep them together.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ilql.command import Parser, guard
 from ilql.data import collate, crop
 from ilql.decode import LMPolicy, load
 from ilql.model import ILQLModel
@@ -197,7 +197,11 @@ def report(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`eval.py RUN --data DIR`; returns the exit status (2 on bad input)."""
-    parser = argparse.ArgumentParser(prog="eval.py", description="Judge a trained run by logged dialogues.")
+    return guard(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    parser = Parser(prog="eval.py", description="Judge a trained run by logged dialogues.", allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a model's folder")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
     parser.add_argument("--split", default="validation", choices=("train", "validation"))
@@ -207,11 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--beta", type=float, nargs="+", default=[0.0], help="of the greedy replies that are compared")
     parser.add_argument("--support-top-k", type=int, metavar="K", help="only among the actor's K likeliest tokens")
     args = parser.parse_args(argv)
-    try:
-        text = report(args.run, args.data, args.split, args.threshold, args.beta, args.support_top_k)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    text = report(args.run, args.data, args.split, args.threshold, args.beta, args.support_top_k)
     print(text)
     print("\n95 % bootstrap intervals over groups of dialogues")
     return 0

@@ -1,6 +1,7 @@
-"""Start from other weights: another run's (`init_from`) or a pretrained trunk's. Decision: the trunk must fit as a whole, or the run would not start
-where the user thinks; a head is taken where all of its weights fit, and otherwise left fresh. So behaviour cloning can
-come first and critics after it, and the report says which part came from where.
+"""Start from other weights: another run's (`init_from`) or a pretrained trunk's. Decision: the trunk must fit as a
+whole, or the run would not start where the user thinks; a head is taken where all of its weights fit, and otherwise
+left fresh. So behaviour cloning can come first and critics after it, and the report says which part came from where.
+Token ids must mean the same in the weights and in the dataset.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ def check_vocabulary(pretrained: str, mine: Mapping[str, int], dataset: str) -> 
         raise InputError(f"model.pretrained: the tokenizer of {pretrained!r} cannot be loaded ({reason})") from None
     for token, number in theirs.items():
         if mine.get(token) != number:
-            there = f"{number} in {pretrained}, {mine[token]}" if token in mine else f"{number} in {pretrained}, no token"
+            here = mine.get(token, "no token")
             raise InputError(
-                f"model.pretrained: {dataset} has another tokenizer than the model ({token!r} is {there} in the "
-                f"dataset); build the dataset with --tokenizer {pretrained}"
+                f"model.pretrained: {dataset} has another tokenizer than the model ({token!r} is {number} there and "
+                f"{here} here); build the dataset with --tokenizer {pretrained}"
             )
 
 

@@ -406,6 +406,14 @@ def test_a_folder_that_exists_is_left_alone(data: Path, tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
+def test_a_folder_that_cannot_be_made_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/run cannot be written \(Not a directory\); choose another --output"):
+        train(config(data, tmp_path / "file" / "run"))
+    with pytest.raises(InputError, match="file is a file, not a run folder"):
+        train(config(data, tmp_path / "file"), resume=True)
+
+
 def test_data_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     utterance = dataset(tmp_path / "utterance", step="utterance")
