@@ -30,6 +30,7 @@ from datasets_prep.encode import number
 from datasets_prep.rejects import Placed, Reject
 from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
 
+COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zX", b"PK\x03\x04")  # gzip, zstd, bzip2, xz, zip
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -70,10 +71,10 @@ def episodes(inputs: list[Path], *, seed: int = 0, agent_role: str = AGENT) -> I
         stem = path.stem if stems[path.stem] == 1 else f"{path.stem}.{k}"  # a folder a day, with the same names inside
         if path.is_dir():
             raise InputError(f"{path} is a folder; give its files")
-        if path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip"):
-            raise InputError(f"{path} is compressed; unpack it first")
         empty = True
         with path.open("rb") as file:
+            _refuse_other_forms(path, file.read(4))
+            file.seek(0)
             for number, line in enumerate(file, 1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
@@ -86,6 +87,14 @@ def episodes(inputs: list[Path], *, seed: int = 0, agent_role: str = AGENT) -> I
                     yield Reject(path.name, number, fault.field, fault.reason, fault.id)
         if empty:
             raise InputError(f"{path} is empty: it holds no dialogue")
+
+
+def _refuse_other_forms(path: Path, begins: bytes) -> None:
+    """A compressed file, whatever its name, and UTF-16 are faults of the file, not of each of its lines."""
+    if path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip") or begins.startswith(COMPRESSED):
+        raise InputError(f"{path} is compressed; unpack it first")
+    if begins.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{path} is UTF-16; convert it to UTF-8")
 
 
 def _episode(
@@ -205,6 +214,8 @@ def _explain(message: str) -> Reject:
     """msgspec's "what - at `$.path`" as field and reason, with the near name for an unknown field."""
     what, _, where = message.partition(" - at `$")
     field = where.strip("`").lstrip(".")
+    if field.endswith("content") and what.endswith("got `array`"):
+        return Reject("", 0, field, "a list of parts, but only text can be read; join the parts to one string")
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
     if unknown is None:
         return Reject("", 0, field, what)

@@ -1,5 +1,6 @@
 """The general log format: what a line may say, and that a fault costs one line."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def message(**changes: Any) -> dict[str, Any]:
         (GOOD | {"zzz": 1}, "zzz", "'meta'"),
         (message(rewrd=1), "messages[1].rewrd", "did you mean 'reward'"),
         (message(content=5), "messages[1].content", "`int`"),
-        (message(content=[{"type": "text", "text": "a"}]), "messages[1].content", "`array`"),
+        (message(content=[{"type": "text", "text": "a"}]), "messages[1].content", "a list of parts"),
         (message(content=None), "messages[1].content", "null"),
         (message(loss_mask=2), "messages[1].loss_mask", "2"),
         (message(logp="x"), "messages[1].logp", "`str`"),
@@ -142,6 +143,16 @@ def test_a_fault_costs_one_line(tmp_path: Path, line: Any, field: str, reason: s
     assert reason in fault.reason
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    """Other separators of Unicode stand in what people write; Windows' line ends are white space of JSON."""
+    path = tmp_path / "log.jsonl"
+    text = "a\u2028b\u2029c\x85d\x7fe"
+    line = json.dumps({"messages": [{**U, "content": text}, A]}, ensure_ascii=False)
+    path.write_bytes(f"{line}\r\n\r\n{line}\r\n".encode())
+    found = [e.turns[0].text for e in chat.episodes([path]) if isinstance(e, Episode)]
+    assert found == [text, text]
+
+
 def test_files_of_the_same_name_have_lines_of_their_own(tmp_path: Path) -> None:
     paths = [tmp_path / day / "log.jsonl" for day in ("monday", "tuesday")]
     for path in paths:
@@ -162,10 +173,15 @@ def test_an_empty_file_is_an_error(tmp_path: Path, text: bytes) -> None:
 def test_no_file_a_folder_and_a_compressed_file_are_errors(tmp_path: Path) -> None:
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(b"x")
+    renamed, wide = tmp_path / "b.jsonl", tmp_path / "c.jsonl"
+    renamed.write_bytes(gzip.compress(json.dumps(GOOD).encode()))
+    wide.write_text(json.dumps(GOOD), encoding="utf-16")
     cases: list[tuple[list[Path], str]] = [
         ([], "give --input FILE"),
         ([tmp_path], f"{tmp_path} is a folder"),
         ([packed], r"a\.jsonl\.gz is compressed"),
+        ([renamed], r"b\.jsonl is compressed"),
+        ([wide], r"c\.jsonl is UTF-16"),
     ]
     for inputs, reason in cases:
         with pytest.raises(InputError, match=reason):
