@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from datasets_prep.encode import Encoder
 from ilql.command import Parser, guard
-from ilql.data import collate, crop
+from ilql.data import collate, crop, longest_window
 from ilql.decode import LMPolicy, load
+from ilql.feed import check_rows
+from ilql.learner import check_fits
 from ilql.model import ILQLModel
 from ilql.report import Interval, bootstrap, table
 from ilql.rows import Rows
@@ -177,8 +180,11 @@ def report(
     if not len(rows):
         raise InputError(f"{data} has no dialogue in its {split} split; build it with --validation, or name another")
     model, encoder = load(run)
-    if encoder.vocab_size != rows.manifest["tokenizer"]["vocab_size"]:
+    theirs = Encoder.from_folder(Path(data) / "tokenizer").tokenizer
+    if encoder.tokenizer.get_vocab() != theirs.get_vocab():
         raise InputError(f"{data} was built with another tokenizer than {run}; build it with --tokenizer {run}/model")
+    check_rows(rows, encoder.vocab_size)
+    check_fits(model, max(longest_window(row, model.config.history) for row in rows), encoder.vocab_size)
     turns = read_turns(model, encoder.bos_id, rows)
     out = []
     if model.v is not None:
@@ -200,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guard(lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
-def _main(argv: Sequence[str]) -> int:
+def _parser() -> Parser:
     parser = Parser(prog="eval.py", description="Judge a trained run by logged dialogues.", allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a model's folder")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
@@ -210,7 +216,11 @@ def _main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--beta", type=float, nargs="+", default=[0.0], help="of the greedy replies that are compared")
     parser.add_argument("--support-top-k", type=int, metavar="K", help="only among the actor's K likeliest tokens")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _main(argv: Sequence[str]) -> int:
+    args = _parser().parse_args(argv)
     text = report(args.run, args.data, args.split, args.threshold, args.beta, args.support_top_k)
     print(text)
     print("\n95 % bootstrap intervals over groups of dialogues")
