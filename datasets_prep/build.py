@@ -114,6 +114,7 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
 
     tokenizer = _tokenizer(options, source)
     tk.add_action_tokens(tokenizer, options.action_tokens)
+    Encoder(tokenizer)  # refuses a tokenizer that cannot serve by the name that the user gave
     tokenizer.save_pretrained(part / "tokenizer")
     encoder = Encoder.from_folder(part / "tokenizer")
     writers = {name: SplitWriter(part, name) for name in schema.SPLITS}

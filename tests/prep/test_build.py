@@ -245,6 +245,15 @@ def test_wrong_words_are_one_clear_sentence(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_template_that_cannot_serve_is_refused_by_the_name_given(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others.chatml(others.FORGETFUL).save_pretrained(tmp_path / "forgetful-7b")
+    words = ["chat", "--input", str(log), "--output", str(tmp_path / "out")]
+    assert main([*words, "--tokenizer", str(tmp_path / "forgetful-7b")]) == 2
+    assert f"tokenizer '{tmp_path / 'forgetful-7b'}' cannot be used" in capsys.readouterr().err
+
+
 def test_a_file_that_may_not_be_read_is_one_sentence(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
