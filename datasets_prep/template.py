@@ -105,6 +105,8 @@ class TemplateLayout:
                     )
                 laid.spans.append((i, len(laid.tokens), len(laid.tokens) + len(piece)))
             laid.tokens += piece
+        if header:  # a prompt without text: the agent's open turn begins behind the last token
+            position[len(text)] = len(laid.tokens)
         shift = 0
         if not laid.tokens or laid.tokens[0] != self.bos_id:
             laid.tokens, shift = [self.bos_id, *laid.tokens], 1

@@ -125,12 +125,13 @@ def fault(row: Mapping[str, Any], vocab_size: int) -> str | None:
             return f"a null in column {name!r}"
     tokens, turn, start, end = column.values()
     reward, logp = (np.asarray(row[name], np.float64) for name in ("reward", "logp"))  # null becomes NaN
+    header = 0 if row["terminated"] else 1  # the agent's open turn may begin behind the last token: an empty header
     wrong = tokens[(tokens < 0) | (tokens >= vocab_size)]
     checks: tuple[tuple[Any, str], ...] = (
         (not len(wrong), f"token id {wrong[0] if len(wrong) else ''} is outside the vocabulary of {vocab_size}"),
         (len(start) == len(end) == len(reward) == len(logp), "start, end, reward and logp differ in length"),
         ((turn[1:] > turn[:-1]).all(), "turns out of order"),
-        (turn[0] >= 0 and turn[-1] < len(tokens), "a turn begins outside the dialogue"),
+        (turn[0] >= 0 and turn[-1] < len(tokens) + header, "a turn begins outside the dialogue"),
         (start[0] >= 1 and start[0] >= turn[0], "an action without a state before it"),
     )
     found = next((what for holds, what in checks if not holds), None)

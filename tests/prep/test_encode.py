@@ -14,6 +14,7 @@ from datasets_prep.encode import Encoder
 from datasets_prep.overlong import Cut, fit
 from datasets_prep.rejects import Reject
 from datasets_prep.stats import facts
+from ilql.data import collate, crop
 from ilql.schema import check_row
 from ilql.types import Episode, InputError, Turn
 from tests.prep import tokenizers_for_tests as others
@@ -127,11 +128,24 @@ def test_every_state_is_the_prefix_of_the_row(encoder: Encoder, terminated: bool
     for i, start in zip(acts, row["start"], strict=True):
         state, turns = encoder.state(DIALOGUE[:i])
         assert state == row["tokens"][:start]
-        assert turns == [t for t in row["turn"] if t < start]
+        assert turns == [t for t in row["turn"] if t <= start]  # the last one: the agent's open turn
     if not terminated:
         state, turns = encoder.state(DIALOGUE)
         assert state == row["tokens"]
         assert turns == row["turn"]
+
+
+@pytest.mark.parametrize("history", [0, 1, 2])
+def test_decoding_crops_as_training_did(encoder: Encoder, history: int) -> None:
+    """Also where a chat template writes nothing before an answer, so that the agent's open turn has no token."""
+    row = encoder.encode(Episode("x", DIALOGUE, terminated=False), "utterance")
+    row |= {name: np.array(row[name]) for name in ("tokens", "turn", "start", "end", "reward")}
+    batch = collate([row], gamma=1.0, bos=encoder.bos_id, history=history)
+    ends = [i for i, turn in enumerate(DIALOGUE) if turn.is_action] + [len(DIALOGUE)]
+    for end, at in zip(ends, [*batch.state.tolist(), int(batch.next[-1])], strict=True):
+        tokens, turns = encoder.state(DIALOGUE[:end])
+        begin = at - int(batch.position[at])
+        assert crop(tokens, turns, history) == batch.tokens[begin : at + 1].tolist()
 
 
 def test_the_first_token_is_one_bos(encoder: Encoder) -> None:
