@@ -161,7 +161,7 @@ def last_turn_matches(policy: LMPolicy, rows: Rows) -> list[bool]:
     for i in range(len(rows)):
         row = rows[i]
         begin = int(row["start"][agent_turns(row)[-1]])
-        turn = row["turn"][row["turn"] < begin]
+        turn = row["turn"][row["turn"] <= begin]  # the last one: the open turn, maybe without a header
         prompts.append(crop(row["tokens"][:begin].tolist(), turn.tolist(), policy.model.config.history))
         wanted.append(row["tokens"][begin : int(row["end"][-1])].tolist())
     return [reply == logged for reply, logged in zip(policy.complete(prompts), wanted, strict=True)]

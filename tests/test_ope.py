@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,3 +136,18 @@ def test_data_that_the_model_cannot_read_is_refused(run, tmp_path, capsys):
     write_rows(long / "train" / "data-00000.arrow", [encoder.encode(Episode("long", turns), "token")])
     assert ope.main([str(folder), "--data", str(long), "--split", "train"]) == 2
     assert "the model's context is 64" in capsys.readouterr().err
+
+
+def test_the_last_turn_is_asked_for_behind_its_own_window() -> None:
+    """The agent's open turn has no token of its own where a chat template writes nothing before an answer."""
+    asked: list[list[int]] = []
+
+    def complete(prompts: list[list[int]]) -> list[list[int]]:
+        asked.extend(prompts)
+        return [[9, 2]] * len(prompts)
+
+    policy: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(history=1)), complete=complete)
+    row = {"tokens": [0, 4, 5, 6, 7, 8, 9, 2], "turn": [1, 3, 4, 6], "start": [3, 6], "end": [4, 8]}  # no header
+    rows: Any = [{name: np.array(column) for name, column in row.items()}]
+    assert ope.last_turn_matches(policy, rows) == [True]
+    assert asked == [[0, 7, 8]]
