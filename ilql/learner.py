@@ -5,6 +5,7 @@ its forward ends in the algorithm's loss, so every parameter is used inside the 
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -92,6 +93,23 @@ class Out:
         out[follows] = self.model.v(self.hidden[place])[spread].to(out.dtype)  # type: ignore[misc]
         return out
 
+    @torch.no_grad()
+    def values(self) -> Tensor:
+        """How large values are: sums over the decisions of V, V^2 and Q (the minimum over the critics), in the log's
+        units, (3) in float64; (0) where the loss has not read them."""
+        if not {"v", "q"} <= self.__dict__.keys():  # cached properties that were computed
+            return torch.zeros(0, dtype=torch.float64, device=self.hidden.device)
+        scale = self.model.config.reward_scale
+        v, q = self.v.double() / scale, self.q.amin(0).double() / scale
+        return torch.stack([v.sum(), v.square().sum(), q.sum()])
+
+
+def value_metrics(count: float, v: float, squares: float, q: float) -> dict[str, float]:
+    """Metrics of `count` decisions from the sums of `Out.values`."""
+    mean = v / count
+    deviation = math.sqrt(max(0.0, squares / count - mean * mean))
+    return {"mean_v": mean, "std_v": deviation, "mean_q": q / count, "mean_advantage": (q - v) / count}
+
 
 def _distinct(index: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct numbers of an index vector, and which of them each entry is."""
@@ -100,7 +118,9 @@ def _distinct(index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Learner(nn.Module):
-    """Batch in, unreduced losses out."""
+    """Batch in, unreduced losses out; `values` are those of `Out` in the last pass."""
+
+    values: Tensor
 
     def __init__(self, model: ILQLModel, algo: ModuleType, cfg: Any) -> None:
         super().__init__()
@@ -109,11 +129,13 @@ class Learner(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The algorithm's loss vectors, each (M) where its name is in `algo.PER_TOKEN`, else (N)."""
         hidden = self.model.hidden(*batch.run)
-        losses = self.algo.loss(Out(self.model, hidden, batch), batch, self.cfg)
+        out = Out(self.model, hidden, batch)
+        losses = self.algo.loss(out, batch, self.cfg)
         for name, loss in losses.items():
             wanted = batch.m if name in self.algo.PER_TOKEN else batch.n
             if loss.shape != (wanted,):
                 raise RuntimeError(f"loss {name!r} has shape {tuple(loss.shape)}, but must be ({wanted},)")
+        self.values = out.values()
         return losses
 
 

@@ -29,7 +29,7 @@ from ilql.config import TrainConfig
 from ilql.data import Batch
 from ilql.feed import Feed, read
 from ilql.launch import say, start
-from ilql.learner import Learner, check_fits
+from ilql.learner import Learner, check_fits, value_metrics
 from ilql.model import ILQLModel, build
 from ilql.optim import adamw, learning_rate
 from ilql.runlog import RunLog
@@ -45,8 +45,8 @@ class TrainingError(RuntimeError):
 class Progress:
     """Where a run stands, JSON-able. step: optimizer steps done. epoch, batch: the next micro-batch of this order.
 
-    sums, rows: metrics since the last row of the log. best: step and validation total of the best checkpoint.
-    reports: the last value of each metric.
+    sums, rows: metrics since the last row of the log. values: the number of decisions and `Out.values` since then.
+    best: step and validation total of the best checkpoint. reports: the last value of each metric.
     """
 
     step: int = 0
@@ -54,6 +54,7 @@ class Progress:
     batch: int = 0
     rows: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    values: list[float] = field(default_factory=list)
     best: dict[str, float] | None = None
     reports: dict[str, float] = field(default_factory=dict)
 
@@ -125,7 +126,8 @@ class Run:
         self.algo = ALGOS[cfg.algo]
         self.folder = Path(cfg.output)
         self.main = accelerator.is_main_process
-        self.learner = accelerator.prepare(Learner(model, self.algo, cfg.hyper))
+        self.unwrapped = Learner(model, self.algo, cfg.hyper)
+        self.learner = accelerator.prepare(self.unwrapped)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = adamw(cfg.optim, self.parameters)
         self.dtype = next(model.parameters()).dtype
@@ -199,6 +201,7 @@ class Run:
         n, m, tokens = self.reduce([float(sum(column)) for column in zip(*counts, strict=True)])
         self.learner.train()
         terms: list[dict[str, Tensor]] = []
+        read: list[Tensor] = []
         for i, batch in enumerate(window):
             # Gradients travel between processes once a step, with the last micro-batch.
             quiet = accelerator.no_sync(self.learner) if i + 1 < len(window) else nullcontext()
@@ -207,8 +210,11 @@ class Run:
                 # DDP averages the gradients; the counts are global, so the sum is wanted.
                 accelerator.backward(torch.stack(list(parts.values())).sum() * accelerator.num_processes)
             terms.append({name: part.detach().double() for name, part in parts.items()})
+            read.append(self.unwrapped.values)
         names = list(terms[0])
-        values = self.reduce(torch.stack([torch.stack([t[k] for k in names]) for t in terms]).sum(0))
+        sums = torch.stack([torch.stack([t[k] for k in names]) for t in terms]).sum(0)
+        both = self.reduce(torch.cat([sums, torch.stack(read).sum(0)]))
+        values, seen = both[: len(names)], both[len(names) :]
         metrics = dict(zip(names, values, strict=True))
         metrics["total"] = math.fsum(values)
         metrics["grad_norm"] = self.clip()
@@ -225,6 +231,9 @@ class Run:
         self.progress.rows += 1
         for name, value in metrics.items():
             self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+        if seen:
+            before = self.progress.values or [0.0] * (1 + len(seen))
+            self.progress.values = [a + b for a, b in zip(before, [n, *seen], strict=True)]
         self.counted = [self.counted[0] + tokens, self.counted[1] + n]
         return metrics["total"]
 
@@ -264,8 +273,10 @@ class Run:
             row = {"step": progress.step, "epoch": progress.epoch}
             row["lr"] = learning_rate(cfg.optim, progress.step - 1, cfg.steps)
             row |= {name: value / progress.rows for name, value in progress.sums.items()}
+            if progress.values and progress.values[0]:
+                row |= value_metrics(*progress.values)
             log.timing(progress.step, *self.counted)
-            progress.sums, progress.rows, self.counted = {}, 0, [0.0, 0.0]
+            progress.sums, progress.values, progress.rows, self.counted = {}, [], 0, [0.0, 0.0]
         improved = False
         if cfg.log.validate_every and (last or _due(progress.step, cfg.log.validate_every)):
             found = self.validate()
@@ -282,7 +293,7 @@ class Run:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The means of the loss vectors over the fixed validation set."""
-        learner = self.accelerator.unwrap_model(self.learner)
+        learner = self.unwrapped
         learner.eval()
         sums: dict[str, float] = {}
         n = m = 0

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ilql import checkpoint, runfolder, warmstart
 from ilql.config import TrainConfig, dump
 from ilql.feed import read
 from ilql.launch import start
+from ilql.learner import Out
 from ilql.model import ILQLModel
 from ilql.rows import Rows
 from ilql.schema import sha256
@@ -142,6 +144,29 @@ def test_a_row_is_the_mean_since_the_last_row(data: Path, tmp_path: Path) -> Non
         assert found[0][name] == pytest.approx(sum(row[name] for row in each[:3]) / 3, rel=1e-12)
         assert found[1][name] == pytest.approx(sum(row[name] for row in each[3:]) / 2, rel=1e-12)
     assert found[0]["total"] == pytest.approx(sum(found[0][k] for k in ("q", "v", "cql", "bc")))
+
+
+def test_the_scale_of_values_is_reported_in_the_logs_units(data: Path, tmp_path: Path) -> None:
+    batch = {"dialogues": 3, "accumulate": 2}
+    still = {"lr": 1e-30}
+    cfg = config(data, tmp_path / "run", steps=2, batch=batch, log={"every": 2}, optim=still)
+    scaled = replace(cfg, output=str(tmp_path / "scaled"), data=replace(cfg.data, reward_scale=0.25))
+    (row,), (other,) = rows(train(cfg)), rows(train(scaled))
+    feed, model = read(cfg), fresh(cfg)
+    v, q = [], []
+    for part in feed.order.batches(0)[:4]:
+        found = Out(model, model.hidden(*(batch := feed.collate([feed.rows[i] for i in part])).run), batch)
+        v += found.v.tolist()
+        q += found.q.amin(0).tolist()
+    expected = {
+        "mean_v": np.mean(v),
+        "std_v": np.std(v),
+        "mean_q": np.mean(q),
+        "mean_advantage": np.mean(q) - np.mean(v),
+    }
+    assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert {name: other[name] / 4 for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert "mean_v" not in rows(train(config(data, tmp_path / "bc", "bc", steps=1)))[0]
 
 
 def test_targets_follow_the_critics_after_every_step(data: Path, tmp_path: Path) -> None:
