@@ -356,7 +356,7 @@ def test_respond_answers_messages_and_turns(model, encoder):
     ("messages", "says"),
     [
         ([*HI, {"role": "assistant", "content": "yo"}], "the last message is the agent's own"),
-        ([{"role": "bot", "content": "hi"}], "the dialogue cannot be read: role: 'bot'"),
+        ([{"role": "bot", "content": "hi"}], "the dialogue cannot be read: messages[0].role: 'bot'"),
         ([{"role": "user", "content": "hi", "tool_calls": [{}]}], "only the agent calls tools"),
         ([{"role": "user"}], "message 1 must have"),
     ],
