@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ilql.evaluate import main
+from ilql.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["eval", *sys.argv[1:]]))

@@ -16,7 +16,7 @@ USAGE = """usage: python -m datasets_prep CORPUS --output DIR [options]    build
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 for an input that cannot be used."""
-    from datasets_prep import build, options, show, stats
+    from datasets_prep import build, options, show, split, stats
     from ilql.types import InputError
 
     words = list(sys.argv[1:] if argv is None else argv)
@@ -44,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for text, count in found["action_tokens"].items():
                 if not count:
                     print(f"note: no turn of the agent says {text!r} (--action-token)", file=sys.stderr)
-            if chosen.validation and "validation" not in found:
+            if split.parse(chosen.validation) is not None and "validation" not in found:
                 print("note: no dialogue fell into the validation split", file=sys.stderr)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a file that may not be read, a full disk
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {f'{error.filename}: {error.strerror}' if error.filename else error}", file=sys.stderr)
         return 2
     except SystemExit as end:  # argparse's --help
         return int(end.code or 0)

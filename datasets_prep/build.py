@@ -89,6 +89,9 @@ def _refuse(options: Options) -> None:
     output = options.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output {output} exists already; nothing is overwritten, give a new folder")
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"--output {output} would lie in {above}, which is a file; give another folder")
     for path in options.inputs:
         if not path.exists():
             raise InputError(f"--input {path} does not exist")
@@ -111,6 +114,7 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
 
     tokenizer = _tokenizer(options, source)
     tk.add_action_tokens(tokenizer, options.action_tokens)
+    Encoder(tokenizer)  # refuses a tokenizer that cannot serve by the name that the user gave
     tokenizer.save_pretrained(part / "tokenizer")
     encoder = Encoder.from_folder(part / "tokenizer")
     writers = {name: SplitWriter(part, name) for name in schema.SPLITS}
@@ -259,7 +263,8 @@ def _kind(fault: Reject) -> str:
 def _judge(count: int, refused: int, reasons: Counter[str], examples: dict[str, Reject], options: Options) -> None:
     """Fail where there is nothing, or too much of it is faulty."""
     if not count:
-        raise InputError(f"{options.corpus} found no dialogue in its input")
+        files = ", ".join(str(path) for path in options.inputs)
+        raise InputError(f"{options.corpus} found no dialogue in {files or 'its input'}; give a file that holds some")
     if refused > options.max_reject_rate * count:
         common = "; ".join(f"{n} x {kind} (first: {examples[kind]})" for kind, n in reasons.most_common(3))
         raise InputError(

@@ -9,24 +9,28 @@ Fields of a line: `messages`; optionally `id`, `tools`, `reward` (added to the a
 others' logs, but not encoded. Licence and home page: your own.
 
 Decision: every line is parsed by itself against a typed schema. Types are strict (a reward "1" or true is a fault, not
-a number), unknown fields are faults, and a fault costs one line, never the file. A blank line is no dialogue.
+a number), unknown fields and fields given twice are faults, and a fault costs one line, never the file. A blank line is
+no dialogue.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from datasets_prep.encode import number
 from datasets_prep.rejects import Placed, Reject
 from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
 
+COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zX", b"PK\x03\x04")  # gzip, zstd, bzip2, xz, zip
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -66,11 +70,11 @@ def episodes(inputs: list[Path], *, seed: int = 0, agent_role: str = AGENT) -> I
     for k, path in enumerate(inputs, 1):
         stem = path.stem if stems[path.stem] == 1 else f"{path.stem}.{k}"  # a folder a day, with the same names inside
         if path.is_dir():
-            raise InputError(f"--input {path} is a folder; give its files")
-        if path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip"):
-            raise InputError(f"--input {path} is compressed; unpack it first")
+            raise InputError(f"{path} is a folder; give its files")
         empty = True
         with path.open("rb") as file:
+            _refuse_other_forms(path, file.read(4))
+            file.seek(0)
             for number, line in enumerate(file, 1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
@@ -82,7 +86,15 @@ def episodes(inputs: list[Path], *, seed: int = 0, agent_role: str = AGENT) -> I
                 except Reject as fault:
                     yield Reject(path.name, number, fault.field, fault.reason, fault.id)
         if empty:
-            raise InputError(f"--input {path} is empty: it holds no dialogue")
+            raise InputError(f"{path} is empty: it holds no dialogue")
+
+
+def _refuse_other_forms(path: Path, begins: bytes) -> None:
+    """A compressed file, whatever its name, and UTF-16 are faults of the file, not of each of its lines."""
+    if path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip") or begins.startswith(COMPRESSED):
+        raise InputError(f"{path} is compressed; unpack it first")
+    if begins.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{path} is UTF-16; convert it to UTF-8")
 
 
 def _episode(
@@ -100,6 +112,12 @@ def _episode(
         last = max((k for k, turn in enumerate(turns) if turn.role == AGENT), default=None)
         if last is None:
             raise Reject("", 0, "reward", "the dialogue has a reward but no message of the agent", name)
+        try:
+            number(log.reward, "reward")
+        except Reject as fault:
+            raise Reject("", 0, fault.field, fault.reason, name) from None
+        if not turns[last].act:
+            raise Reject("", 0, "reward", "goes to the last message of the agent, which has loss_mask 0", name)
         turns[last] = replace(turns[last], reward=turns[last].reward + log.reward)
     return Placed(name, turns, log.terminated, log.meta or {}, log.tools, file=place[0], line=place[1])
 
@@ -122,6 +140,10 @@ def _turn(message: Message, agent_role: str) -> Turn:
         raise Reject("", 0, "tool_calls", "on a message that is not the agent's")
     if message.loss_mask and role != AGENT:
         raise Reject("", 0, "loss_mask", "1 on a message that is not the agent's")
+    if message.reward and role != AGENT:
+        raise Reject(
+            "", 0, "reward", f"on a message of {message.role!r}; only the agent's, {agent_role!r}, may have one"
+        )
     if message.logp is not None and role != AGENT:
         raise Reject("", 0, "logp", "on a message that is not the agent's")
     return Turn(
@@ -134,23 +156,66 @@ def _turn(message: Message, agent_role: str) -> Turn:
     )
 
 
+class _Twice(Exception):
+    """A field that one object has twice: JSON leaves open which of the two counts."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for k, name in enumerate(names) if name in names[:k]))
+    return found
+
+
 def _parse(decoder: msgspec.json.Decoder[Dialogue], line: bytes) -> Dialogue:
     try:
-        return decoder.decode(line)
+        log = decoder.decode(line)
+        json.loads(line, object_pairs_hook=_once, parse_int=str, parse_float=str)  # msgspec takes the last of two
+        return log
+    except _Twice as fault:
+        raise Reject("", 0, str(fault), "given twice in one object; leave one out") from None
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
     except msgspec.DecodeError as error:
-        raise Reject("", 0, "", f"not a JSON object on one line ({error})") from None
+        raise _not_finite(line) or Reject("", 0, "", f"not a JSON object on one line ({error})") from None
     except UnicodeDecodeError:
         raise Reject("", 0, "", "not valid UTF-8") from None
     except RecursionError:
         raise Reject("", 0, "", "nested too deeply") from None
 
 
+def _not_finite(line: bytes) -> Reject | None:
+    """The fault of a line that would be JSON but for NaN or Infinity, which many programs write; None for others."""
+    try:
+        value = json.loads(line.decode(), parse_constant=_Constant, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):
+        return None
+    waiting = [("", value)]
+    while waiting:
+        path, value = waiting.pop(0)
+        if isinstance(value, _Constant):
+            return Reject("", 0, path, f"{value.name} is no finite number")
+        if isinstance(value, dict):
+            waiting += [(f"{path}.{key}".lstrip("."), inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{path}[{k}]", inner) for k, inner in enumerate(value)]
+    return None
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """NaN, Infinity or -Infinity where a number should stand."""
+
+    name: str
+
+
 def _explain(message: str) -> Reject:
     """msgspec's "what - at `$.path`" as field and reason, with the near name for an unknown field."""
     what, _, where = message.partition(" - at `$")
     field = where.strip("`").lstrip(".")
+    if field.endswith("content") and what.endswith("got `array`"):
+        return Reject("", 0, field, "a list of parts, but only text can be read; join the parts to one string")
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
     if unknown is None:
         return Reject("", 0, field, what)

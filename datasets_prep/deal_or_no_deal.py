@@ -73,6 +73,7 @@ def episodes(inputs: Sequence[Path], *, seed: int) -> Iterator[Episode | Reject]
 def _episodes(inputs: Sequence[Path]) -> Iterator[Episode | Reject]:
     for path in inputs:
         before: _Line | None = None  # the line before, as long as nobody is its other side
+        number = 0
         try:
             with path.open(encoding="utf-8", errors="surrogateescape") as file:
                 for number, text in enumerate(file, 1):
@@ -90,6 +91,8 @@ def _episodes(inputs: Sequence[Path]) -> Iterator[Episode | Reject]:
                         yield _episode(f"{path.stem}-{number}:a", line, path.name, number)
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+        if not number:
+            raise InputError(f"{path} is empty: it holds no dialogue")
 
 
 def groups(path: Path) -> set[str]:

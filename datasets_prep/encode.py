@@ -16,7 +16,7 @@ from typing import Any
 
 from datasets_prep import tokenizer as tk
 from datasets_prep.layout import Laid, MarkLayout
-from datasets_prep.rejects import Reject
+from datasets_prep.rejects import Reject, at
 from datasets_prep.template import TemplateLayout
 from ilql.schema import STEPS
 from ilql.types import AGENT, Episode, InputError, Turn
@@ -101,22 +101,23 @@ class Encoder:
 
 def check_turns(turns: Sequence[Turn]) -> None:
     """Reject an unknown role, or tool calls that are not the agent's."""
-    for turn in turns:
+    for i, turn in enumerate(turns):
         if turn.role not in tk.ROLES:
-            raise Reject("", 0, "role", f"{turn.role!r} is none of {', '.join(tk.ROLES)}")
+            raise Reject("", 0, at(i, "role"), f"{turn.role!r} is none of {', '.join(tk.ROLES)}")
         if turn.tool_calls and turn.role != AGENT:
-            raise Reject("", 0, "tool_calls", f"on a turn of {turn.role!r}; only the agent calls tools")
+            raise Reject("", 0, at(i, "tool_calls"), f"on a turn of {turn.role!r}; only the agent calls tools")
 
 
 def check(turns: Sequence[Turn]) -> None:
     """Reject a dialogue without an action, a reward that is not a finite number, or one that is not on an action."""
     check_turns(turns)
-    for turn in turns:
-        number(turn.reward, "reward")
+    for i, turn in enumerate(turns):
+        field = at(i, "reward")
+        number(turn.reward, field)
         if turn.reward and turn.role != AGENT:
-            raise Reject("", 0, "reward", f"on a turn of {turn.role!r}; only a turn of the agent may carry one")
+            raise Reject("", 0, field, f"on a turn of {turn.role!r}; only a turn of the agent may carry one")
         if turn.reward and not turn.act:
-            raise Reject("", 0, "reward", "on a turn of the agent that is not to be learned from (loss_mask 0)")
+            raise Reject("", 0, field, "on a turn of the agent that is not to be learned from (loss_mask 0)")
     if not any(turn.is_action for turn in turns):
         raise Reject("", 0, "messages", "no turn of the agent to learn from")
 
@@ -149,37 +150,37 @@ def transitions(turns: Sequence[Turn], laid: Laid, step: str) -> dict[str, list[
             start.append(s)
             end.append(e)
             reward.append(float(turn.reward))
-            logp.append(_scalar_logp(turn.logp))
+            logp.append(_scalar_logp(turn.logp, at(i, "logp")))
         else:
             start += range(s, e)
             end += range(s + 1, e + 1)
             reward += [0.0] * (e - s - 1) + [float(turn.reward)]
-            logp += _token_logp(turn.logp, e - s)
+            logp += _token_logp(turn.logp, e - s, at(i, "logp"))
     if not start:
         raise Reject("", 0, "messages", "no token of the agent to learn from")
     return {"start": start, "end": end, "reward": reward, "logp": logp}
 
 
-def _scalar_logp(value: Any) -> float | None:
+def _scalar_logp(value: Any, field: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, Sequence):
-        raise Reject("", 0, "logp", "a list, but at utterance steps it is one number a message (or use --step token)")
-    return _logp(value)
+        raise Reject("", 0, field, "a list, but at utterance steps it is one number a message (or use --step token)")
+    return _logp(value, field)
 
 
-def _token_logp(value: Any, n: int) -> list[float | None]:
+def _token_logp(value: Any, n: int, field: str) -> list[float | None]:
     if value is None:
         return [None] * n
     if not isinstance(value, Sequence):
-        raise Reject("", 0, "logp", "one number, but at token steps it is one a token (or use --step utterance)")
+        raise Reject("", 0, field, "one number, but at token steps it is one a token (or use --step utterance)")
     if len(value) != n:
-        raise Reject("", 0, "logp", f"{len(value)} numbers for a message of {n} tokens, its end included")
-    return [None if x is None else _logp(x) for x in value]
+        raise Reject("", 0, field, f"{len(value)} numbers for a message of {n} tokens, its end included")
+    return [None if x is None else _logp(x, field) for x in value]
 
 
-def _logp(value: Any) -> float:
-    result = number(value, "logp")
+def _logp(value: Any, field: str) -> float:
+    result = number(value, field)
     if result > 0:
-        raise Reject("", 0, "logp", "above 0, so it is not the logarithm of a probability")
+        raise Reject("", 0, field, "above 0, so it is not the logarithm of a probability")
     return result

@@ -43,7 +43,9 @@ def episodes(
     observation: "full" or "partial" (the walls only). mirror: the maze upside down, with another goal.
     """
     if inputs:
-        raise InputError("the maze corpus is generated: leave --input out")
+        raise InputError(
+            "the maze corpus is generated and reads no file: leave --input out, and give --validation a fraction"
+        )
     if dialogues < 1:
         raise InputError(f"--dialogues is {dialogues}, but must be at least 1")
     maze = Maze(observation, mirror)

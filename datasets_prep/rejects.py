@@ -36,6 +36,11 @@ class Reject(Exception):
         return Reject(episode.file, episode.line, self.field, self.reason, episode.id)
 
 
+def at(turn: int, field: str) -> str:
+    """A field of a turn, counted from 0, as a reject names it."""
+    return f"messages[{turn}].{field}"
+
+
 @dataclass(frozen=True, slots=True)
 class Placed(Episode):
     """An episode that knows its file (base name) and line, so that a fault found later can be traced to them."""

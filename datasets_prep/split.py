@@ -21,8 +21,8 @@ Item = tuple[str, Episode | Reject]  # the split, and what stands in it
 
 def group(episode: Episode) -> str:
     """What splits keep together: `meta["group"]`, or else the id without the mark of a side (`42:a`, `42:b`)."""
-    if "group" in episode.meta:
-        value = episode.meta["group"]
+    value = episode.meta.get("group")
+    if value is not None:  # null, as an export of a table writes it, is no group that all share
         return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
     return re.sub(r":[a-z]$", "", episode.id)
 
@@ -41,14 +41,24 @@ def parse(value: str | None) -> float | Path | None:
         fraction = float(value)
     except ValueError:
         path = Path(value)
-        if not path.exists():
+        if not value or not path.exists():
             raise InputError(f"--validation {value!r} is neither a fraction such as 0.05 nor a file") from None
+        if path.is_dir():
+            raise InputError(f"--validation {value} is a folder; give a file or a fraction") from None
         return path
     if fraction == 0:
         return None
     if not 0 < fraction < 1:
         raise InputError(f"--validation {value}: a fraction lies between 0 and 1")
     return fraction
+
+
+def _held_out(corpus: ModuleType, path: Path, seed: int, options: dict[str, Any]) -> Iterator[Episode | Reject]:
+    """The dialogues of a validation file; what is wrong with the file is said of it, not of the inputs."""
+    try:
+        yield from corpus.episodes([path], seed=seed, **options)
+    except InputError as error:
+        raise InputError(f"--validation {path} cannot be used: {error}") from None
 
 
 def items(
@@ -67,7 +77,7 @@ def items(
         if hasattr(corpus, "groups"):
             held = corpus.groups(validation)
         else:
-            sources.append(("validation", corpus.episodes([validation], seed=seed, **options)))
+            sources.append(("validation", _held_out(corpus, validation, seed, options)))
     held_out = 0
     for name, source in sources:
         seen: set[str] = set()  # anew for a validation file: lines without an id are named after their file

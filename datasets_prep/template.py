@@ -21,7 +21,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from datasets_prep import tokenizer as tk
 from datasets_prep.layout import Laid, compact
-from datasets_prep.rejects import Reject
+from datasets_prep.rejects import Reject, at
 from ilql.types import InputError, Turn
 
 PROBE = (Turn("user", "one"), Turn("assistant", "probe"), Turn("user", "two"), Turn("assistant", "probe"))
@@ -82,10 +82,10 @@ class TemplateLayout:
 
     def lay(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] | None, header: bool) -> Laid:
         """header: whether the generation prompt follows the last turn. Raises Reject where the template refuses."""
-        for turn in turns:
-            self._no_specials(turn.text, "content")
+        for k, turn in enumerate(turns):
+            self._no_specials(turn.text, at(k, "content"))
             if turn.tool_calls:
-                self._no_specials(compact(list(turn.tool_calls)), "tool_calls")
+                self._no_specials(compact(list(turn.tool_calls)), at(k, "tool_calls"))
         if tools:
             self._no_specials(compact(list(tools)), "tools")
         text, borders, begins = self._borders(turns, tools, header)
@@ -100,9 +100,13 @@ class TemplateLayout:
             piece = [single] if single is not None else self._ids(text[start:stop], first=not laid.tokens)
             if i is not None:
                 if piece[-1] not in self.stop_ids and single is None:
-                    raise Reject("", 0, "content", "the chat template ends this turn with another token than usual")
+                    raise Reject(
+                        "", 0, at(i, "content"), "the chat template ends this turn with another token than usual"
+                    )
                 laid.spans.append((i, len(laid.tokens), len(laid.tokens) + len(piece)))
             laid.tokens += piece
+        if header:  # a prompt without text: the agent's open turn begins behind the last token
+            position[len(text)] = len(laid.tokens)
         shift = 0
         if not laid.tokens or laid.tokens[0] != self.bos_id:
             laid.tokens, shift = [self.bos_id, *laid.tokens], 1

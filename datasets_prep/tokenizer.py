@@ -61,7 +61,9 @@ def train(kind: str, texts: Iterable[str]) -> PreTrainedTokenizerFast:
     specials = [BOS, PAD, *([UNK] if name == "word" else []), END, *MARKS.values()]
     least = len(specials) + (256 if name == "bpe" else 1)
     if size is not None and not least <= size < 2**31:
-        raise InputError(f"--tokenizer {kind}: SIZE must be at least {least}, which the special and base tokens need")
+        raise InputError(
+            f"--tokenizer {kind}: SIZE must be at least {least}, which the special and base tokens need, and below 2^31"
+        )
     makers = {"word": _word, "byte": _byte, "bpe": _bpe}
     if name not in makers:
         raise InputError(f"--tokenizer {kind!r} is not word, word:SIZE, byte or bpe:SIZE")

@@ -1,5 +1,5 @@
 """The command `ilql`: the same functions as the scripts, so that an installed package can do everything. Decision: a
-command's module is imported when the command is called, and bad input ends in one line and status 2, never a traceback.
+command's module is imported when the command is called, and within the guard that keeps tracebacks from users.
 
 Status: 0 done, 1 training broke down (a loss that is not finite), 2 the input or an option cannot be used.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ilql import __version__
-from ilql.types import InputError
+from ilql.command import guard
 
 # Command -> the function behind it and one line for the help.
 COMMANDS = {
@@ -29,18 +29,10 @@ A key given here wins over the file's; lists take several values: --data.path A 
 """
 
 
-def guard(work: Callable[[], int | None]) -> int:
-    """Run a command's work; bad input becomes `error: ...` on stderr and status 2."""
-    try:
-        return work() or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
 def train_main(argv: Sequence[str] | None = None) -> int:
     """`train.py`: options as in `ilql.config`, and --resume, --allow-inexact; returns the exit status."""
-    return guard(lambda: _train(list(sys.argv[1:] if argv is None else argv)))
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guard(lambda: _train(words), "interrupted; the same command with --resume goes on from the last checkpoint")
 
 
 def _train(argv: list[str]) -> int:
@@ -82,5 +74,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: unknown command {words[0]!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     module, _, function = COMMANDS[words[0]][0].partition(":")
-    command = getattr(importlib.import_module(module), function)
-    return guard(lambda: command(words[1:]))
+    return guard(lambda: getattr(importlib.import_module(module), function)(words[1:]))

@@ -192,7 +192,7 @@ def _is_option(word: str) -> bool:
 
 
 def _is_list(hint: Any) -> bool:
-    return get_origin(hint) is list or any(get_origin(part) is list for part in get_args(hint))
+    return any(get_origin(part) in (list, tuple) for part in (hint, *get_args(hint)))
 
 
 def _flat(content: Mapping[Any, Any], where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:

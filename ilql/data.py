@@ -235,8 +235,8 @@ def _shifts(row: Row, at: Decisions, history: int | None, pieces: _Pieces, acted
     shifts = np.repeat(np.array(shift_of, np.int64), counts)
     if not bootstraps:
         return shifts, int(shifts[-1])
-    final = int(np.searchsorted(turn, at.next[-1], side="right")) - 1
-    return shifts, pieces.add(tokens, window_start(turn, final, history), length, True)
+    # The row's last turn is the agent's open header, which has no token of its own in some chat templates.
+    return shifts, pieces.add(tokens, window_start(turn, len(turn) - 1, history), length, True)
 
 
 def collate(

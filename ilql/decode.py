@@ -258,6 +258,8 @@ def turns_of(dialogue: Sequence[Turn | Message]) -> list[Turn]:
         if isinstance(m, Turn):
             turns.append(m)
             continue
+        if not isinstance(m, Mapping):
+            raise InputError(f"message {i + 1} is {m!r}, but must be a Turn or a mapping with role and content")
         content = "" if m.get("content") is None and m.get("tool_calls") else m.get("content")
         if not isinstance(m.get("role"), str) or not isinstance(content, str):
             raise InputError(f"message {i + 1} must have a role and a content, both text")

@@ -9,12 +9,9 @@ without it is of an evaluation that broke off.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import re
 import sys
-import typing
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +23,7 @@ import transformers
 
 import ilql
 from ilql import decode, envs, ope
+from ilql.command import Parser, guard
 from ilql.report import Interval, bootstrap, paired, table, write_json
 from ilql.rollout import rollout, selfplay, to_log
 from ilql.types import Episode, InputError, Policy
@@ -245,19 +243,8 @@ def _write_transcripts(path: Path, episodes: Sequence[Episode]) -> None:
             file.write(json.dumps(to_log(episode), ensure_ascii=False) + "\n")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Its errors are the one sentence that every other bad input gets."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
-        if unknown:
-            options = [option for action in self._actions for option in action.option_strings]
-            message = envs.unknown("option", unknown[1], options)
-        raise InputError(f"{message} (see --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="eval.py",
         description="Play a trained run in an environment; with --data DIR, judge it by logged dialogues.",
         allow_abbrev=False,
@@ -298,14 +285,14 @@ def _config(argv: Sequence[str]) -> EvalConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: prints the table, returns the exit status (2 on bad input)."""
-    argv = sys.argv[1:] if argv is None else argv
-    if any(option == "--data" or option.startswith("--data=") for option in argv):
-        return ope.main(argv)
-    try:
-        text, folder = evaluate(_config(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    words = list(sys.argv[1:] if argv is None else argv)
+    if any(option == "--data" or option.startswith("--data=") for option in words):
+        return ope.main(words)
+    return guard(lambda: _main(words))
+
+
+def _main(argv: Sequence[str]) -> int:
+    text, folder = evaluate(_config(argv))
     print(text)
     print(f"\n95 % bootstrap intervals; transcripts and eval.json in {folder}")
     return 0

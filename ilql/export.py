@@ -3,11 +3,11 @@ nothing of critics. Decision: what is lost (the re-weighting) is said at export.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ilql.command import Parser, guard
 from ilql.decode import load, quiet
 from ilql.types import InputError
 
@@ -27,15 +27,15 @@ def export(run: str | Path, out: str | Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ilql.export", description=__doc__)
+    return guard(lambda: _export(sys.argv[1:] if argv is None else argv))
+
+
+def _export(argv: Sequence[str]) -> int:
+    parser = Parser(prog="python -m ilql.export", description=__doc__)
     parser.add_argument("run", help="a run folder of train.py, or a model folder")
     parser.add_argument("out", help="a new folder for the plain language model")
     args = parser.parse_args(argv)
-    try:
-        out = export(args.run, args.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    out = export(args.run, args.out)
     print(f"{out}: the actor as a plain language model; the critics, and decoding with beta, stay with {args.run}")
     return 0
 

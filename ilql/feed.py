@@ -19,7 +19,7 @@ from ilql.config import TrainConfig
 from ilql.data import Batch, collate, longest_window
 from ilql.order import Order
 from ilql.rows import Mix, Rows
-from ilql.schema import sha256
+from ilql.schema import check_row, sha256
 from ilql.types import InputError
 
 
@@ -114,22 +114,9 @@ def select(mix: Mix, cfg: TrainConfig, split: str) -> Picked:
 
 
 def check_rows(rows: Rows, vocab_size: int) -> None:
-    """Refuse a token id outside the vocabulary and a reward that is not finite: each would end in a wrong number or in
-    a fault far from its cause."""
+    """Refuse a row that is no well-formed dialogue: it would end in a wrong number or in a fault far from its cause."""
     for i in range(len(rows)):
-        row = rows[i]
-        tokens, reward = row["tokens"], row["reward"]
-        if not len(tokens) or not len(row["start"]):
-            raise InputError(f"{rows.folder}, {rows.split} row {i}: no token or no action; build the dataset again")
-        if tokens.min() < 0 or tokens.max() >= vocab_size:
-            wrong = int(tokens.min() if tokens.min() < 0 else tokens.max())
-            raise InputError(
-                f"{rows.folder}, {rows.split} row {i} ({row['id']!r}): token id {wrong} is outside the vocabulary of "
-                f"{vocab_size}; build the dataset again"
-            )
-        if not np.isfinite(reward).all():
-            where = f"{rows.folder}, {rows.split} row {i} ({row['id']!r})"
-            raise InputError(f"{where}: a reward is not finite; mend the log and build the dataset again")
+        check_row(rows[i], vocab_size, f"{rows.folder}, {rows.split} row {i}")
 
 
 def rebuild(rows: Rows, step: str) -> str:

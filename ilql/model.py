@@ -7,6 +7,7 @@ step needs is in `ilql.learner`; nothing there asks for a table over the vocabul
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ilql import packed
 from ilql.heads import ScalarHead, VocabularyHead, init_head
@@ -237,7 +239,16 @@ AutoModelForCausalLM.register(ILQLConfig, ILQLModel)
 
 def shape(cfg: ModelConfig, vocabulary: int, bos: int, pad: int, end: int) -> PreTrainedConfig:
     """The trunk's config for training from scratch, whatever the family calls its fields."""
+    if cfg.architecture not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(cfg.architecture, CONFIG_MAPPING, 1)
+        hint = near[0] if near else " or ".join(ARCHITECTURES)
+        raise InputError(f"model.architecture: {cfg.architecture!r} cannot be built, no such family; try {hint}")
     known = AutoConfig.for_model(cfg.architecture)
+    for name in cfg.extra:
+        if not hasattr(known, name):
+            near = difflib.get_close_matches(name, known.to_dict(), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"model.extra: {cfg.architecture!r} has no field {name!r}{hint}")
     fields: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": cfg.width,
@@ -293,7 +304,9 @@ def build(
         try:
             trunk = shape(cfg, vocab_size, bos_id, pad_id, end_ids[0])
             lm = AutoModelForCausalLM.from_config(trunk, dtype=dtype)
-        except (KeyError, TypeError, ValueError) as error:  # of transformers: an unknown family, widths that do not fit
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:  # of transformers: widths that do not fit
             reason = str(error).split("\n")[0]
             raise InputError(f"model.architecture: {cfg.architecture!r} cannot be built ({reason})") from None
     attention = lm.config._attn_implementation  # a new outer config resets it in the inner one

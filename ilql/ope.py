@@ -7,7 +7,6 @@ dialogues (`meta["group"]`), as splits keep them together.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -18,8 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ilql.data import collate, crop
+from datasets_prep.encode import Encoder
+from ilql.command import Parser, guard
+from ilql.data import collate, crop, longest_window
 from ilql.decode import LMPolicy, load
+from ilql.feed import check_rows
+from ilql.learner import check_fits
 from ilql.model import ILQLModel
 from ilql.report import Interval, bootstrap, table
 from ilql.rows import Rows
@@ -158,7 +161,7 @@ def last_turn_matches(policy: LMPolicy, rows: Rows) -> list[bool]:
     for i in range(len(rows)):
         row = rows[i]
         begin = int(row["start"][agent_turns(row)[-1]])
-        turn = row["turn"][row["turn"] < begin]
+        turn = row["turn"][row["turn"] <= begin]  # the last one: the open turn, maybe without a header
         prompts.append(crop(row["tokens"][:begin].tolist(), turn.tolist(), policy.model.config.history))
         wanted.append(row["tokens"][begin : int(row["end"][-1])].tolist())
     return [reply == logged for reply, logged in zip(policy.complete(prompts), wanted, strict=True)]
@@ -177,8 +180,11 @@ def report(
     if not len(rows):
         raise InputError(f"{data} has no dialogue in its {split} split; build it with --validation, or name another")
     model, encoder = load(run)
-    if encoder.vocab_size != rows.manifest["tokenizer"]["vocab_size"]:
+    theirs = Encoder.from_folder(Path(data) / "tokenizer").tokenizer
+    if encoder.tokenizer.get_vocab() != theirs.get_vocab():
         raise InputError(f"{data} was built with another tokenizer than {run}; build it with --tokenizer {run}/model")
+    check_rows(rows, encoder.vocab_size)
+    check_fits(model, max(longest_window(row, model.config.history) for row in rows), encoder.vocab_size)
     turns = read_turns(model, encoder.bos_id, rows)
     out = []
     if model.v is not None:
@@ -197,7 +203,11 @@ def report(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`eval.py RUN --data DIR`; returns the exit status (2 on bad input)."""
-    parser = argparse.ArgumentParser(prog="eval.py", description="Judge a trained run by logged dialogues.")
+    return guard(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="eval.py", description="Judge a trained run by logged dialogues.", allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a model's folder")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
     parser.add_argument("--split", default="validation", choices=("train", "validation"))
@@ -206,12 +216,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--beta", type=float, nargs="+", default=[0.0], help="of the greedy replies that are compared")
     parser.add_argument("--support-top-k", type=int, metavar="K", help="only among the actor's K likeliest tokens")
-    args = parser.parse_args(argv)
-    try:
-        text = report(args.run, args.data, args.split, args.threshold, args.beta, args.support_top_k)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return parser
+
+
+def _main(argv: Sequence[str]) -> int:
+    args = _parser().parse_args(argv)
+    text = report(args.run, args.data, args.split, args.threshold, args.beta, args.support_top_k)
     print(text)
     print("\n95 % bootstrap intervals over groups of dialogues")
     return 0

@@ -32,7 +32,7 @@ class Rows(Sequence[dict[str, Any]]):
                 reader = pa.ipc.open_stream(pa.memory_map(str(path)))
                 check_columns(reader.schema, str(path))
                 for batch in reader:
-                    self._batches.append(_views(batch))
+                    self._batches.append(_views(batch, str(path)))
                     lengths.append(np.diff(self._batches[-1]["tokens"][0]))
             except pa.ArrowInvalid as error:
                 raise InputError(f"{path} cannot be read ({error}); build the dataset again") from None
@@ -42,7 +42,7 @@ class Rows(Sequence[dict[str, Any]]):
     @property
     def returns(self) -> np.ndarray:
         """The undiscounted return of each dialogue, (rows), in the log's units."""
-        parts = [np.add.reduceat(v.astype(np.float64), o[:-1]) for o, v in (batch["reward"] for batch in self._batches)]
+        parts = [_sums(*batch["reward"]) for batch in self._batches]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def __len__(self) -> int:
@@ -63,11 +63,25 @@ class Rows(Sequence[dict[str, Any]]):
         return out
 
 
-def _views(batch: pa.RecordBatch) -> dict[str, Any]:
-    """Columns of a record batch: lists of numbers as (offsets, values) of numpy views, the rest as Arrow arrays."""
+def _sums(offsets: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The sum of each list of a column; a list without items, which is no dialogue, has none and is refused later."""
+    sums = np.zeros(len(offsets) - 1)
+    filled = np.diff(offsets) > 0
+    if filled.any():
+        sums[filled] = np.add.reduceat(values[: offsets[-1]].astype(np.float64), offsets[:-1][filled])
+    return sums
+
+
+def _views(batch: pa.RecordBatch, where: str) -> dict[str, Any]:
+    """Columns of a record batch: lists of numbers as (offsets, values) of numpy views, the rest as Arrow arrays.
+
+    Raises InputError for a null among integers, which numpy would turn into floats; among floats it becomes NaN.
+    """
     out: dict[str, Any] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
+            if column.values.null_count and pa.types.is_integer(column.type.value_type):
+                raise InputError(f"{where}: a null in column {name!r}; build the dataset again")
             values = column.values.to_numpy(zero_copy_only=not column.values.null_count)
             first = int(column.offsets[0].as_py()) if len(column) else 0
             out[name] = (column.offsets.to_numpy() - first, values[first:])

@@ -34,6 +34,8 @@ def check(cfg: TrainConfig, resume: bool, allow_inexact: bool) -> bool:
         return False
     if not resume:
         raise InputError(f"the run folder {run} exists; choose another --output, or continue it with --resume")
+    if not run.is_dir():
+        raise InputError(f"{run} is a file, not a run folder; choose another --output")
     path = run / "config.yaml"
     if not path.is_file():
         # A run that was killed at its very beginning has no more than these.
@@ -58,8 +60,13 @@ def claim(run: Path, known: bool) -> IO[str]:
 
     known: what `check` found. A run that was begun by another process since then is refused.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    lock = (run / ".lock").open("a")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = (run / ".lock").open("a")
+    except OSError as error:
+        raise InputError(
+            f"the run folder {run} cannot be written ({error.strerror}); choose another --output"
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ilql.types import InputError
@@ -77,9 +76,17 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     for name in ("schema_version", "step", "tokenizer", "files"):
         if name not in manifest:
             raise InputError(f"{path}: field {name!r} is missing; build the dataset again")
+    manifest = migrate(manifest, path)
     if manifest["step"] not in STEPS:
         raise InputError(f"{path}: step is {manifest['step']!r}, not one of {', '.join(STEPS)}")
-    return migrate(manifest, path)
+    tokenizer, files = manifest["tokenizer"], manifest["files"]
+    if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("vocab_size"), int) or "sha256" not in tokenizer:
+        raise InputError(f"{path}: field 'tokenizer' lacks vocab_size or sha256; build the dataset again")
+    if not isinstance(files, dict) or not all(
+        isinstance(f, dict) and {"sha256", "rows"} <= {*f} for f in files.values()
+    ):
+        raise InputError(f"{path}: field 'files' is no table of sha256 and rows; build the dataset again")
+    return manifest
 
 
 def migrate(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -105,29 +112,46 @@ def check_columns(schema: pa.Schema, where: str) -> None:
             raise InputError(f"{where}: column {field.name!r} is {field.type}, but must be {known[field.name]}")
 
 
+def fault(row: Mapping[str, Any], vocab_size: int) -> str | None:
+    """What is wrong with one row (a mapping of column to Python or numpy sequence); None for a well-formed dialogue.
+
+    What this lets pass, a batch can hold: a wrong position would not fail there but read another dialogue.
+    """
+    column = {name: np.asarray(row[name]) for name in ("tokens", "turn", "start", "end")}
+    for name, values in column.items():
+        if not len(values):
+            return "no transition" if name in ("start", "end") else f"no {name}"
+        if values.dtype.kind not in "iu":
+            return f"a null in column {name!r}"
+    tokens, turn, start, end = column.values()
+    reward, logp = (np.asarray(row[name], np.float64) for name in ("reward", "logp"))  # null becomes NaN
+    header = 0 if row["terminated"] else 1  # the agent's open turn may begin behind the last token: an empty header
+    wrong = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    checks: tuple[tuple[Any, str], ...] = (
+        (not len(wrong), f"token id {wrong[0] if len(wrong) else ''} is outside the vocabulary of {vocab_size}"),
+        (len(start) == len(end) == len(reward) == len(logp), "start, end, reward and logp differ in length"),
+        ((turn[1:] > turn[:-1]).all(), "turns out of order"),
+        (turn[0] >= 0 and turn[-1] < len(tokens) + header, "a turn begins outside the dialogue"),
+        (start[0] >= 1 and start[0] >= turn[0], "an action without a state before it"),
+    )
+    found = next((what for holds, what in checks if not holds), None)
+    if found is not None:
+        return found
+    checks = (
+        ((start < end).all(), "an empty action"),
+        ((end[:-1] <= start[1:]).all(), "transitions overlap or are out of order"),
+        (end[-1] <= len(tokens), "an action ends after the dialogue"),
+        (np.isfinite(reward).all(), "a reward is not finite"),
+        (not (np.isinf(logp) | (logp > 1e-6)).any(), "a log-probability is above 0 or infinite"),
+    )
+    return next((what for holds, what in checks if not holds), None)
+
+
 def check_row(row: Mapping[str, Any], vocab_size: int, where: str) -> None:
-    """Raise InputError unless one row (a mapping of column to Python or numpy sequence) is a well-formed dialogue."""
-
-    def need(holds: bool, what: str) -> None:
-        if not holds:
-            raise InputError(f"{where}, dialogue {row['id']!r}: {what}; build the dataset again")
-
-    tokens, turn, start, end = row["tokens"], row["turn"], row["start"], row["end"]
-    n = len(start)
-    need(n > 0, "no transition")
-    need(all(len(row[name]) == n for name in ("end", "reward", "logp")), "start, end, reward and logp differ in length")
-    need(min(tokens) >= 0 and max(tokens) < vocab_size, f"a token id outside the vocabulary of {vocab_size}")
-    need(all(a < b for a, b in pairwise(turn)), "turns out of order")
-    need(len(turn) > 0 and turn[0] >= 0 and turn[-1] < len(tokens), "a turn begins outside the dialogue")
-    bounds = [0]
-    for s, e in zip(start, end, strict=True):
-        bounds += [s, e]
-    need(bounds[1] >= 1, "an action without a state before it")
-    need(all(a <= b for a, b in pairwise(bounds)), "transitions overlap or are out of order")
-    need(all(s < e for s, e in zip(start, end, strict=True)), "an empty action")
-    need(bounds[-1] <= len(tokens), "an action ends after the dialogue")
-    need(all(math.isfinite(r) for r in row["reward"]), "a reward that is not finite")
-    need(all(p is None or p != p or p <= 1e-6 for p in row["logp"]), "a log-probability above 0")
+    """Raise InputError unless one row is a well-formed dialogue; where: its file or folder, split and row."""
+    found = fault(row, vocab_size)
+    if found is not None:
+        raise InputError(f"{where} ({row['id']!r}): {found}; build the dataset again")
 
 
 def validate(folder: str | Path, vocab_size: int | None = None) -> dict[str, Any]:
@@ -137,7 +161,7 @@ def validate(folder: str | Path, vocab_size: int | None = None) -> dict[str, Any
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    size = vocab_size or int(manifest["tokenizer"]["vocab_size"])
+    size = vocab_size or manifest["tokenizer"]["vocab_size"]
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -146,14 +170,17 @@ def validate(folder: str | Path, vocab_size: int | None = None) -> dict[str, Any
             raise InputError(f"{path} differs from its digest in the manifest; build the dataset again")
         if not name.endswith(".arrow"):
             continue
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            check_columns(reader.schema, str(path))
-            rows = 0
-            for batch in reader:
-                batch.validate(full=True)
-                for row in batch.to_pylist():
-                    check_row(row, size, f"{path}, row {rows}")
-                    rows += 1
+        rows = 0
+        try:
+            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+                check_columns(reader.schema, str(path))
+                for batch in reader:
+                    batch.validate(full=True)
+                    for row in batch.to_pylist():
+                        check_row(row, size, f"{path}, row {rows}")
+                        rows += 1
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{path} cannot be read ({error}); build the dataset again") from None
         if rows != entry["rows"]:
             raise InputError(f"{path} has {rows} rows, but the manifest says {entry['rows']}; build the dataset again")
     return manifest

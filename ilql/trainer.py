@@ -99,6 +99,8 @@ def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
                 f"init_from: {cfg.init_from} was trained with another tokenizer than {cfg.data.path[0]} has; "
                 f"build the dataset with --tokenizer {cfg.init_from}/model"
             )
+    if cfg.model.pretrained is not None:
+        warmstart.check_vocabulary(cfg.model.pretrained, encoder.tokenizer.get_vocab(), cfg.data.path[0])
     model = build(
         cfg.model,
         vocab_size=encoder.vocab_size,

@@ -1,19 +1,24 @@
-"""Start from another run's weights (`init_from`). Decision: the trunk must fit as a whole, or the run would not start
-where the user thinks; a head is taken where all of its weights fit, and otherwise left fresh. So behaviour cloning can
-come first and critics after it, and the report says which part came from where.
+"""Start from other weights: another run's (`init_from`) or a pretrained trunk's. Decision: the trunk must fit as a
+whole, or the run would not start where the user thinks; a head is taken where all of its weights fit, and otherwise
+left fresh. So behaviour cloning can come first and critics after it, and the report says which part came from where.
+Token ids must mean the same in the weights and in the dataset.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from ilql.checkpoint import model_tensors
 from ilql.model import ILQLModel
 from ilql.types import InputError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def tokenizer_of(run: Path) -> str | None:
@@ -23,6 +28,26 @@ def tokenizer_of(run: Path) -> str | None:
         return str(json.loads(path.read_text(encoding="utf-8"))["tokenizer"]["sha256"]) if path.is_file() else None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: not the data.json of a run; name another init_from") from None
+
+
+def check_vocabulary(pretrained: str, mine: Mapping[str, int], dataset: str) -> None:
+    """Refuse a dataset whose token ids mean something else than those of a pretrained trunk. mine: the dataset's tokens
+    and their ids; it may have more than the trunk's tokenizer. A folder without a tokenizer says nothing."""
+    folder = Path(pretrained)
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return
+    try:
+        theirs = AutoTokenizer.from_pretrained(pretrained, trust_remote_code=False).get_vocab()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"model.pretrained: the tokenizer of {pretrained!r} cannot be loaded ({reason})") from None
+    for token, number in theirs.items():
+        if mine.get(token) != number:
+            here = mine.get(token, "no token")
+            raise InputError(
+                f"model.pretrained: {dataset} has another tokenizer than the model ({token!r} is {number} there and "
+                f"{here} here); build the dataset with --tokenizer {pretrained}"
+            )
 
 
 def _part(name: str) -> str:

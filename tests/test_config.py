@@ -67,6 +67,11 @@ def test_data_path_takes_one_folder_or_several(base: Path, argv: list[str], expe
     assert load_config(["--config", str(base), *argv]).data.path == expected
 
 
+def test_pairs_on_the_command_line(base: Path) -> None:
+    for argv in (["--optim.betas", ".8", ".95"], ["--optim.betas", "[.8, .95]"], ["--optim.betas=[.8, .95]"]):
+        assert load_config(["--config", str(base), *argv, "--steps", "3"]).optim.betas == (0.8, 0.95)
+
+
 def test_lists_of_numbers_on_the_command_line(base: Path) -> None:
     cfg = load_config(["--config", str(base), "--data.path", "a", "b", "--data.weights", "1", ".5"])
     assert cfg.data.weights == [1.0, 0.5]

@@ -11,6 +11,7 @@ ENCODE = tuple(f"datasets_prep.{name}" for name in ("rejects", "tokenizer", "lay
 # Bottom first. A name stands for the module or package and all inside it, unless a longer name is listed too.
 ORDER = (
     "ilql.types",
+    "ilql.command",
     "ilql.schema",
     "ilql.rows",
     "ilql.order",

@@ -395,6 +395,8 @@ def test_a_model_of_ours_can_be_the_pretrained_trunk(tmp_path):
     [
         ({"pretrained": "/no/such/folder"}, "model.pretrained: '/no/such/folder' is no causal LM"),
         ({"architecture": "nonsense"}, "model.architecture: 'nonsense' cannot be built"),
+        ({"architecture": "gtp2"}, "'gtp2' cannot be built, no such family; try gpt2"),
+        ({"extra": {"n_hea": 3}}, "model.extra: 'gpt2' has no field 'n_hea'; did you mean 'n_head'?"),
         ({"width": 15, "heads": 2}, "model.architecture: 'gpt2' cannot be built"),
         ({"critics": 3}, "model.critics is 3"),
         ({"critics": 0}, "model.critics is 0"),

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from datasets_prep import tokenizer as tk
+from datasets_prep.encode import Encoder
 from ilql import ope
 from ilql.decode import load, score
 from ilql.report import Interval
 from ilql.rows import Rows
 from ilql.trainer import train
-from ilql.types import Turn
-from tests.tiny import config, dataset
+from ilql.types import Episode, Turn
+from tests.tiny import config, dataset, write_rows
 
 
 def test_auc_equals_an_independent_one_with_ties():
@@ -110,3 +116,38 @@ def test_the_command_prints_tables_and_refuses_what_does_not_fit(run, tmp_path, 
     assert "last turn equals the log's" in out
     assert ope.main([str(folder), "--data", str(tmp_path)]) == 2
     assert "manifest.json" in capsys.readouterr().err
+    assert ope.main([str(folder), "--data", str(data), "--thresold", "1"]) == 2
+    assert capsys.readouterr().err == "error: unknown option '--thresold': did you mean '--threshold'? (see --help)\n"
+
+
+def test_data_that_the_model_cannot_read_is_refused(run, tmp_path, capsys):
+    folder, data = run
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    encoder = Encoder.from_folder(data / "tokenizer")
+    words = [f"w{i}" for i in range(encoder.vocab_size - len(tk.train("word", []).get_vocab()))]
+    tokenizer = tk.train("word", [" ".join(words)] * 9)
+    assert len(tokenizer) == encoder.vocab_size, "the size alone does not tell them apart"
+    tokenizer.save_pretrained(other / "tokenizer")
+    assert ope.main([str(folder), "--data", str(other)]) == 2
+    assert "built with another tokenizer than" in capsys.readouterr().err
+    long = dataset(tmp_path / "long", held=0)
+    turns = [Turn("user", "hi " * 30), Turn("assistant", "a")]
+    write_rows(long / "train" / "data-00000.arrow", [encoder.encode(Episode("long", turns), "token")])
+    assert ope.main([str(folder), "--data", str(long), "--split", "train"]) == 2
+    assert "the model's context is 64" in capsys.readouterr().err
+
+
+def test_the_last_turn_is_asked_for_behind_its_own_window() -> None:
+    """The agent's open turn has no token of its own where a chat template writes nothing before an answer."""
+    asked: list[list[int]] = []
+
+    def complete(prompts: list[list[int]]) -> list[list[int]]:
+        asked.extend(prompts)
+        return [[9, 2]] * len(prompts)
+
+    policy: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(history=1)), complete=complete)
+    row = {"tokens": [0, 4, 5, 6, 7, 8, 9, 2], "turn": [1, 3, 4, 6], "start": [3, 6], "end": [4, 8]}  # no header
+    rows: Any = [{name: np.array(column) for name, column in row.items()}]
+    assert ope.last_turn_matches(policy, rows) == [True]
+    assert asked == [[0, 7, 8]]

@@ -16,9 +16,11 @@ import pytest
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
 
 import ilql.algos
+from datasets_prep import tokenizer as tk
+from datasets_prep.encode import Encoder
 from ilql import checkpoint, runfolder, warmstart
 from ilql.config import TrainConfig, dump
 from ilql.feed import read
@@ -404,6 +406,14 @@ def test_a_folder_that_exists_is_left_alone(data: Path, tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
+def test_a_folder_that_cannot_be_made_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/run cannot be written \(Not a directory\); choose another --output"):
+        train(config(data, tmp_path / "file" / "run"))
+    with pytest.raises(InputError, match="file is a file, not a run folder"):
+        train(config(data, tmp_path / "file"), resume=True)
+
+
 def test_data_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     utterance = dataset(tmp_path / "utterance", step="utterance")
@@ -428,6 +438,21 @@ def test_tokenizers_that_differ_are_refused(data: Path, tmp_path: Path) -> None:
     first = train(config(data, tmp_path / "first", "bc", steps=1))
     refused(config(other, tmp_path / "run", init_from=str(first)), "trained with another tokenizer than")
     refused(config(data, tmp_path / "run", init_from=str(first), model={"width": 16}), r"lm\.\S+ is \(263, 32\)")
+
+
+def test_a_pretrained_trunk_with_another_tokenizer_is_refused(data: Path, tmp_path: Path) -> None:
+    encoder = Encoder.from_folder(data / "tokenizer")
+    trunk = tmp_path / "trunk"
+    larger = GPT2Config(vocab_size=encoder.vocab_size + 9, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    AutoModelForCausalLM.from_config(larger).save_pretrained(trunk)
+    cfg = config(data, tmp_path / "run", model={"pretrained": str(trunk)})
+    assert fresh(cfg).config.get_text_config().vocab_size == encoder.vocab_size + 9, "no tokenizer, nothing to compare"
+    encoder.tokenizer.save_pretrained(trunk)
+    fresh(cfg)
+    first = train(config(data, tmp_path / "first", "bc", steps=1))
+    fresh(config(data, tmp_path / "run", model={"pretrained": str(first / "model")}))
+    tk.train("word", ["other words"]).save_pretrained(trunk)
+    refused(cfg, r"another tokenizer than the model \(.*build the dataset with --tokenizer \S+trunk")
 
 
 @pytest.mark.parametrize(

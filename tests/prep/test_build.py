@@ -156,7 +156,7 @@ def test_rejects_are_written_down_in_order_with_their_place(log: Path, tmp_path:
     assert prep(log, out, "--max-reject-rate", "0.5") == 0
     found = [json.loads(text) for text in (out / "rejected.jsonl").read_text().splitlines()]
     assert [(r["file"], r["line"], r["field"]) for r in found] == [
-        *(("log.jsonl", 41, "id"), ("log.jsonl", 42, ""), ("log.jsonl", 43, "reward")),
+        *(("log.jsonl", 41, "id"), ("log.jsonl", 42, ""), ("log.jsonl", 43, "messages[0].reward")),
         *(("log.jsonl", 44, "messages"), ("log.jsonl", 45, "reward"), ("log.jsonl", 46, "reward")),
     ]
     assert all(r["reason"] for r in found)
@@ -205,13 +205,19 @@ def test_too_many_rejects_fail_with_the_commonest_reasons(
         (["chat", "--input", "LOG", "--output", "OUT", "--validation", "1.5"], "between 0 and 1"),
         (["chat", "--input", "LOG", "--output", "OUT", "--validation", "no.jsonl"], "no.jsonl"),
         (["chat", "--input", "LOG", "--output", "OUT", "--validation", "LOG"], "also an --input"),
+        (["chat", "--input", "LOG", "--output", "OUT", "--validation", ""], "--validation"),
+        (["chat", "--input", "LOG", "--output", "OUT", "--validation", "FULL"], "full is a folder"),
+        (["chat", "--input", "LOG", "--output", "OUT", "--validation", "EMPTY"], "--validation"),
+        (["maze", "--dialogues", "3", "--output", "OUT", "--validation", "LOG"], "give --validation a fraction"),
         (["chat", "--input", "LOG", "--output", "OUT", "--tokenizer", "bpe"], "bpe:8192"),
         (["chat", "--input", "LOG", "--output", "OUT", "--tokenizer", "nobody/nothing"], "nobody/nothing"),
         (["chat", "--input", "LOG", "--output", "OUT", "--action-token", " "], "--action-token"),
         (["chat", "--input", "LOG", "--output", "LOG"], "exists already"),
         (["chat", "--input", "LOG", "--output", "FULL"], "exists already"),
+        (["chat", "--input", "LOG", "--output", "INSIDE"], "log.jsonl, which is a file"),
+        (["deal_or_no_deal", "--input", "NOTHING", "--output", "OUT"], "nothing.txt is empty"),
         (["chat", "--input", "EMPTY", "--output", "OUT"], "is empty"),
-        (["chat", "--input", "LOG", "--output", "OUT", "--agent-role", "bot"], "only a turn of the agent"),
+        (["chat", "--input", "LOG", "--output", "OUT", "--agent-role", "bot"], "on a message of 'assistant'"),
         (
             ["chat", "--input", "LOG", "--output", "OUT", "--max-length", "9", "--max-reject-rate", "1"],
             "no dialogue is",
@@ -227,7 +233,9 @@ def test_wrong_words_are_one_clear_sentence(
     full.mkdir()
     (full / "mine").write_text("keep")
     empty.write_text("\n")
-    names = {"LOG": log, "OUT": tmp_path / "out", "FULL": full, "EMPTY": empty}
+    (tmp_path / "nothing.txt").touch()
+    names = {"INSIDE": log / "x" / "y", "NOTHING": tmp_path / "nothing.txt"}
+    names |= {"LOG": log, "OUT": tmp_path / "out", "FULL": full, "EMPTY": empty}
     before = contents(tmp_path)
     assert main([str(names.get(word, word)) for word in words]) == 2
     error = capsys.readouterr().err
@@ -235,6 +243,26 @@ def test_wrong_words_are_one_clear_sentence(
     assert reason in error
     assert contents(tmp_path) == before
     assert not (tmp_path / "out").exists()
+
+
+def test_a_template_that_cannot_serve_is_refused_by_the_name_given(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others.chatml(others.FORGETFUL).save_pretrained(tmp_path / "forgetful-7b")
+    words = ["chat", "--input", str(log), "--output", str(tmp_path / "out")]
+    assert main([*words, "--tokenizer", str(tmp_path / "forgetful-7b")]) == 2
+    assert f"tokenizer '{tmp_path / 'forgetful-7b'}' cannot be used" in capsys.readouterr().err
+
+
+def test_a_file_that_may_not_be_read_is_one_sentence(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(log))
+
+    monkeypatch.setattr(build, "build", refuse)
+    assert prep(log, tmp_path / "out") == 2
+    assert capsys.readouterr().err == f"error: {log}: Permission denied\n"
 
 
 def test_an_empty_output_folder_may_be_filled(log: Path, tmp_path: Path) -> None:
@@ -326,6 +354,7 @@ def test_no_group_is_on_both_sides() -> None:
     assert all(found[f"d{i}:a"] == found[f"d{i}:b"] for i in range(200))
     assert all(found[f"e{i}"] == found[f"e{i + 50}"] for i in range(150))
     assert 120 < list(found.values()).count("validation") < 240
+    assert len({split.group(an(f"f{i}", group=None)) for i in range(9)}) == 9
     backwards = split.items(corpus(episodes[::-1]), [], 0.3, 7, {})
     assert {item.id: name for name, item in backwards if isinstance(item, Episode)} == found
     other = split.items(corpus(episodes), [], 0.3, 8, {})

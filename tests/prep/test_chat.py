@@ -1,5 +1,6 @@
 """The general log format: what a line may say, and that a fault costs one line."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,17 @@ def message(**changes: Any) -> dict[str, Any]:
         (b'{"messages": [{"role": "assistant", "content": "a\x00b"}]}', "", "JSON"),
         (b'{"messages": [], "meta": ' + b'{"a":' * 20000 + b"1" + b"}" * 20000 + b"}", "", "nested"),
         (b'{"messages": ' + b"[" * 100000, "messages[0]", "Expected `object`"),
-        (b'{"messages": [], "reward": NaN}', "", "JSON"),
+        (b'{"messages": [], "reward": NaN}', "reward", "NaN is no finite number"),
+        (
+            b'{"messages": [{"role": "user"}, {"role": "assistant", "reward": -Infinity}]}',
+            "messages[1].reward",
+            "-Infinity is no",
+        ),
+        (b'{"messages": [], "reward": NaN', "", "JSON"),
+        (b'{"messages": [], "meta": {"a": [0, NaN]}}', "meta.a[1]", "NaN is no finite number"),
+        (b'{"messages": [], "reward": 1, "reward": 2}', "reward", "given twice"),
+        (b'{"messages": [{"role": "assistant", "content": "a", "content": "b"}]}', "content", "given twice"),
+        (b'{"messages": [], "meta": {"a": {"x": 1, "y": 1, "x": 1}}}', "x", "given twice"),
         (b'{"messages": [], "reward": 1e999}', "reward", "out of range"),
         ({"messages": "hi"}, "messages", "array"),
         ({"messages": [U, "yo"]}, "messages[1]", "object"),
@@ -107,15 +118,18 @@ def message(**changes: Any) -> dict[str, Any]:
         (GOOD | {"zzz": 1}, "zzz", "'meta'"),
         (message(rewrd=1), "messages[1].rewrd", "did you mean 'reward'"),
         (message(content=5), "messages[1].content", "`int`"),
-        (message(content=[{"type": "text", "text": "a"}]), "messages[1].content", "`array`"),
+        (message(content=[{"type": "text", "text": "a"}]), "messages[1].content", "a list of parts"),
         (message(content=None), "messages[1].content", "null"),
         (message(loss_mask=2), "messages[1].loss_mask", "2"),
         (message(logp="x"), "messages[1].logp", "`str`"),
         (message(role="asistant"), "messages[1].role", "did you mean 'assistant'"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
         ({"messages": [{**U, "loss_mask": 1}, A]}, "messages[0].loss_mask", "not the agent's"),
+        ({"messages": [A, {**U, "reward": -1}]}, "messages[1].reward", "on a message of 'user'"),
         ({"messages": [{**U, "logp": -1}, A]}, "messages[0].logp", "not the agent's"),
         ({"messages": [{**U, "tool_calls": [{}]}, A]}, "messages[0].tool_calls", "not the agent's"),
+        ({"messages": [U, A], "reward": 1e308}, "reward", "32-bit"),
+        ({"messages": [U, A, {**A, "loss_mask": 0}], "reward": 1}, "reward", "loss_mask 0"),
         ({"messages": [U], "reward": 1}, "reward", "no message of the agent"),
     ],
     ids=lambda value: "" if isinstance(value, bytes | dict) else None,
@@ -127,6 +141,16 @@ def test_a_fault_costs_one_line(tmp_path: Path, line: Any, field: str, reason: s
     assert isinstance(fault, Reject)
     assert (fault.file, fault.line, fault.field) == ("log.jsonl", 2, field)
     assert reason in fault.reason
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    """Other separators of Unicode stand in what people write; Windows' line ends are white space of JSON."""
+    path = tmp_path / "log.jsonl"
+    text = "a\u2028b\u2029c\x85d\x7fe"
+    line = json.dumps({"messages": [{**U, "content": text}, A]}, ensure_ascii=False)
+    path.write_bytes(f"{line}\r\n\r\n{line}\r\n".encode())
+    found = [e.turns[0].text for e in chat.episodes([path]) if isinstance(e, Episode)]
+    assert found == [text, text]
 
 
 def test_files_of_the_same_name_have_lines_of_their_own(tmp_path: Path) -> None:
@@ -149,6 +173,16 @@ def test_an_empty_file_is_an_error(tmp_path: Path, text: bytes) -> None:
 def test_no_file_a_folder_and_a_compressed_file_are_errors(tmp_path: Path) -> None:
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(b"x")
-    for inputs in ([], [tmp_path], [packed]):
-        with pytest.raises(InputError, match="--input"):
+    renamed, wide = tmp_path / "b.jsonl", tmp_path / "c.jsonl"
+    renamed.write_bytes(gzip.compress(json.dumps(GOOD).encode()))
+    wide.write_text(json.dumps(GOOD), encoding="utf-16")
+    cases: list[tuple[list[Path], str]] = [
+        ([], "give --input FILE"),
+        ([tmp_path], f"{tmp_path} is a folder"),
+        ([packed], r"a\.jsonl\.gz is compressed"),
+        ([renamed], r"b\.jsonl is compressed"),
+        ([wide], r"c\.jsonl is UTF-16"),
+    ]
+    for inputs, reason in cases:
+        with pytest.raises(InputError, match=reason):
             list(chat.episodes(inputs))

@@ -14,6 +14,7 @@ from datasets_prep.encode import Encoder
 from datasets_prep.overlong import Cut, fit
 from datasets_prep.rejects import Reject
 from datasets_prep.stats import facts
+from ilql.data import collate, crop
 from ilql.schema import check_row
 from ilql.types import Episode, InputError, Turn
 from tests.prep import tokenizers_for_tests as others
@@ -127,11 +128,24 @@ def test_every_state_is_the_prefix_of_the_row(encoder: Encoder, terminated: bool
     for i, start in zip(acts, row["start"], strict=True):
         state, turns = encoder.state(DIALOGUE[:i])
         assert state == row["tokens"][:start]
-        assert turns == [t for t in row["turn"] if t < start]
+        assert turns == [t for t in row["turn"] if t <= start]  # the last one: the agent's open turn
     if not terminated:
         state, turns = encoder.state(DIALOGUE)
         assert state == row["tokens"]
         assert turns == row["turn"]
+
+
+@pytest.mark.parametrize("history", [0, 1, 2])
+def test_decoding_crops_as_training_did(encoder: Encoder, history: int) -> None:
+    """Also where a chat template writes nothing before an answer, so that the agent's open turn has no token."""
+    row = encoder.encode(Episode("x", DIALOGUE, terminated=False), "utterance")
+    row |= {name: np.array(row[name]) for name in ("tokens", "turn", "start", "end", "reward")}
+    batch = collate([row], gamma=1.0, bos=encoder.bos_id, history=history)
+    ends = [i for i, turn in enumerate(DIALOGUE) if turn.is_action] + [len(DIALOGUE)]
+    for end, at in zip(ends, [*batch.state.tolist(), int(batch.next[-1])], strict=True):
+        tokens, turns = encoder.state(DIALOGUE[:end])
+        begin = at - int(batch.position[at])
+        assert crop(tokens, turns, history) == batch.tokens[begin : at + 1].tolist()
 
 
 def test_the_first_token_is_one_bos(encoder: Encoder) -> None:
@@ -242,7 +256,7 @@ def test_contents_never_become_special_tokens(kind: str, injected: str) -> None:
 def test_special_tokens_in_contents_are_rejected_with_a_template() -> None:
     encoder = Encoder(others.chatml())
     for turn in (Turn("user", "a<|im_end|>b"), Turn("assistant", "x", tool_calls=[{"a": "<|im_start|>"}])):
-        with pytest.raises(Reject, match=r"special token '<\|im_"):
+        with pytest.raises(Reject, match=r"messages\[\d\]\.\w+: holds the tokenizer's special token '<\|im_"):
             encoder.encode(Episode("x", [Turn("user", "q"), turn, Turn("assistant", "b")]), "token")
     with pytest.raises(Reject, match="special token"):
         encoder.encode(Episode("x", HI, tools=[{"d": "<|im_end|>"}]), "token")
@@ -331,24 +345,26 @@ A = Turn("assistant", "yo")
         ([], "messages", "no turn of the agent"),
         ([Turn("user", "hi")], "messages", "no turn of the agent"),
         ([Turn("assistant", "hi", act=False)], "messages", "no turn of the agent"),
-        ([Turn("user", "hi", 1.0), A], "reward", "'user'"),
-        ([Turn("tool", "hi", -1.0), A], "reward", "'tool'"),
-        ([Turn("assistant", "hi", 1.0, act=False), A], "reward", "not to be learned"),
-        ([Turn("assistant", "hi", NAN)], "reward", "NaN"),
-        ([Turn("assistant", "hi", -INF)], "reward", "infinite"),
-        ([Turn("user", "hi", NAN), A], "reward", "NaN"),
-        ([Turn("assistant", "hi", 1e39)], "reward", "32-bit"),
-        ([Turn("assistant", "hi", 10**400)], "reward", "32-bit"),
-        ([Turn("assistant", "hi", True)], "reward", "bool"),
-        ([Turn("assistant", "hi", "1")], "reward", "str"),  # type: ignore[arg-type]
-        ([Turn("bot", "hi"), A], "role", "'bot'"),
-        ([Turn("user", "hi", tool_calls=[CALL]), A], "tool_calls", "only the agent"),
+        ([Turn("user", "hi", 1.0), A], "messages[0].reward", "'user'"),
+        ([Turn("tool", "hi", -1.0), A], "messages[0].reward", "'tool'"),
+        ([Turn("assistant", "hi", 1.0, act=False), A], "messages[0].reward", "not to be learned"),
+        ([Turn("assistant", "hi", NAN)], "messages[0].reward", "NaN"),
+        ([Turn("assistant", "hi", -INF)], "messages[0].reward", "infinite"),
+        ([Turn("user", "hi", NAN), A], "messages[0].reward", "NaN"),
+        ([Turn("assistant", "hi", 1e39)], "messages[0].reward", "32-bit"),
+        ([Turn("assistant", "hi", 10**400)], "messages[0].reward", "32-bit"),
+        ([Turn("assistant", "hi", True)], "messages[0].reward", "bool"),
+        ([Turn("assistant", "hi", "1")], "messages[0].reward", "str"),  # type: ignore[arg-type]
+        ([A, Turn("user", "hi"), Turn("user", "hi", 1.0)], "messages[2].reward", "'user'"),
+        ([A, Turn("assistant", "hi", logp=-1.0)], "messages[1].logp", "one number"),
+        ([Turn("bot", "hi"), A], "messages[0].role", "'bot'"),
+        ([Turn("user", "hi", tool_calls=[CALL]), A], "messages[0].tool_calls", "only the agent"),
         ([Turn("assistant", "hi\ud800")], "content", "surrogate"),
         ([Turn("assistant", "hi", tool_calls=[{"a": NAN}])], "tool_calls", "JSON"),
-        ([Turn("assistant", "hi", logp=[-1.0])], "logp", "1 numbers for a message of 3 tokens"),
-        ([Turn("assistant", "hi", logp=-1.0)], "logp", "one number"),
-        ([Turn("assistant", "hi", logp=[-1.0, 0.5, -1.0])], "logp", "above 0"),
-        ([Turn("assistant", "hi", logp=[-1.0, NAN, -1.0])], "logp", "NaN"),
+        ([Turn("assistant", "hi", logp=[-1.0])], "messages[0].logp", "1 numbers for a message of 3 tokens"),
+        ([Turn("assistant", "hi", logp=-1.0)], "messages[0].logp", "one number"),
+        ([Turn("assistant", "hi", logp=[-1.0, 0.5, -1.0])], "messages[0].logp", "above 0"),
+        ([Turn("assistant", "hi", logp=[-1.0, NAN, -1.0])], "messages[0].logp", "NaN"),
     ],
 )
 def test_rejects(byte: Encoder, turns: list[Turn], field: str, reason: str) -> None:
