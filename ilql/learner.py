@@ -58,11 +58,13 @@ class Out:
 
     @cached_property
     def q(self) -> Tensor:
-        """Q of the logged action by every critic, (K, N)."""
-        if not self._scalar:
+        """Q of the logged action by every critic, (K, N). A loss that reads `q_lse` too reads it first: then both come
+        from one pass over the vocabulary."""
+        if "_critics" in self.__dict__:
             return self._critics[0]
-        h, _, spread = self._acts
-        return torch.stack([q(h) for q in self.model.q])[:, spread]
+        h, action, spread = self._acts
+        each = [q(h) if self._scalar else q.taken(h, action) for q in self.model.q]  # type: ignore[operator]
+        return torch.stack(each)[:, spread]
 
     @cached_property
     def q_lse(self) -> Tensor:

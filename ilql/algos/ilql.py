@@ -50,10 +50,12 @@ class Config:
 
 
 def loss(out: Out, batch: Batch, cfg: Config) -> dict[str, Tensor]:
+    # q_lse first: see Out.q
+    penalty = {"cql": cfg.cql_weight * cql(q_lse=out.q_lse, q=out.q)} if cfg.cql_weight else {}
     target = td_target(batch.reward, batch.discount, out.v_next)
     return {
         "q": td(out.q, target),
         "v": expectile(out.v, out.q_target, cfg.tau),
-        "cql": cfg.cql_weight * cql(out.q, out.q_lse),
         "bc": nll(out.logp),
+        **penalty,
     }

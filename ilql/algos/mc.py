@@ -42,9 +42,11 @@ class Config:
 
 
 def loss(out: Out, batch: Batch, cfg: Config) -> dict[str, Tensor]:
+    # q_lse first: see Out.q
+    penalty = {"cql": cfg.cql_weight * cql(q_lse=out.q_lse, q=out.q)} if cfg.cql_weight else {}
     return {
         "q": td(out.q, batch.ret),
         "v": td(out.v[None], batch.ret),
-        "cql": cfg.cql_weight * cql(out.q, out.q_lse),
         "bc": nll(out.logp),
+        **penalty,
     }
