@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from datasets_prep.rejects import Reject
+from datasets_prep.rejects import Placed, Reject
 from ilql.types import Episode, InputError
 
 Item = tuple[str, Episode | Reject]  # the split, and what stands in it
@@ -61,13 +61,21 @@ def _held_out(corpus: ModuleType, path: Path, seed: int, options: dict[str, Any]
         raise InputError(f"--validation {path} cannot be used: {error}") from None
 
 
+def _unnamed(episode: Episode) -> bool:
+    """Whether the id only says where the line stood, so that another file may have it for another dialogue."""
+    named_by_line = isinstance(episode, Placed) and re.fullmatch(
+        rf"{re.escape(Path(episode.file).stem)}(\.\d+)?-{episode.line}", episode.id
+    )
+    return bool(named_by_line) and episode.meta.get("group") is None
+
+
 def items(
     corpus: ModuleType, inputs: list[Path], validation: float | Path | None, seed: int, options: dict[str, Any]
 ) -> Iterator[Item]:
     """Every episode of a corpus with its split; an id that its source had before is a Reject.
 
     A validation file is either asked for the groups that it names (a corpus with `groups(path)`), which are then taken
-    out of train, or is itself the validation split.
+    out of train, or is itself the validation split; a dialogue of the file whose group train has is a Reject.
     """
     if isinstance(validation, Path) and any(validation.samefile(path) for path in inputs):
         raise InputError(f"--validation {validation} is also an --input; give another file or a fraction")
@@ -79,6 +87,7 @@ def items(
         else:
             sources.append(("validation", _held_out(corpus, validation, seed, options)))
     held_out = 0
+    trained: set[str] = set()
     for name, source in sources:
         seen: set[str] = set()  # anew for a validation file: lines without an id are named after their file
         for item in source:
@@ -89,6 +98,12 @@ def items(
                 yield name, Reject("", 0, "id", f"{item.id!r} is the id of an earlier dialogue", item.id).at(item)
                 continue
             seen.add(item.id)
+            if name == "train" and len(sources) > 1 and not _unnamed(item):
+                trained.add(group(item))
+            elif name == "validation" and not _unnamed(item) and group(item) in trained:
+                reason = "the dialogue, its other side or its group stands in --input too"
+                yield name, Reject("", 0, "id", reason, item.id).at(item)
+                continue
             split = name
             if isinstance(validation, float):
                 split = "validation" if share(seed, group(item)) < validation else "train"

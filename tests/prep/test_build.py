@@ -369,6 +369,28 @@ def test_a_validation_file_takes_its_groups_out_of_train(tmp_path: Path) -> None
         list(split.items(corpus(episodes, groups=lambda path: {"z"}), [], tmp_path, 0, {}))
 
 
+def test_a_dialogue_of_train_is_no_validation_of_a_file(tmp_path: Path) -> None:
+    """The other side of a dialogue, or its group, in the validation file is a reject; ids made of lines say nothing."""
+
+    def chat(turns: list[tuple[str, dict[str, Any]]]) -> str:
+        messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+        return "".join(
+            json.dumps({"messages": messages, **({"id": i} if i else {}), "meta": m}) + "\n" for i, m in turns
+        )
+
+    (tmp_path / "a").mkdir()
+    log, held = tmp_path / "log.jsonl", tmp_path / "a" / "log.jsonl"
+    log.write_text(chat([("42:a", {}), ("x", {"group": "g"}), ("", {})]))
+    held.write_text(chat([("42:b", {}), ("y", {"group": "g"}), ("", {}), ("z", {})]))
+    out = tmp_path / "out"
+    assert prep(log, out, "--validation", str(held), "--max-reject-rate", "1") == 0
+    assert [row["id"] for row in rows(out)] == ["42:a", "x", "log-3"]
+    assert [row["id"] for row in rows(out, "validation")] == ["log-3", "z"]
+    rejected = [json.loads(text) for text in (out / "rejected.jsonl").read_text().splitlines()]
+    assert [(r["id"], r["line"]) for r in rejected] == [("42:b", 1), ("y", 2)]
+    assert all("stands in --input too" in r["reason"] for r in rejected)
+
+
 def test_options_come_from_the_signature(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def episodes(
         inputs: list[Path],
