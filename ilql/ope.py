@@ -8,6 +8,7 @@ dialogues (`meta["group"]`), as splits keep them together.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -221,6 +222,8 @@ def _parser() -> Parser:
 
 def _main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
+    if not all(map(math.isfinite, args.threshold)):
+        raise InputError(f"--threshold is {args.threshold}, but must be finite numbers")
     text = report(args.run, args.data, args.split, args.threshold, args.beta, args.support_top_k)
     print(text)
     print("\n95 % bootstrap intervals over groups of dialogues")

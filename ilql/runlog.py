@@ -5,6 +5,7 @@ rates) goes to `timing.jsonl`. Both are cut back to a recorded length on resume,
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import time
@@ -43,6 +44,8 @@ class LogConfig:
             )
         if self.keep < 2:
             raise InputError(f"log.keep is {self.keep}, but at least 2 checkpoints are kept: the newest may be damaged")
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise InputError("log.tensorboard needs the tensorboard package: pip install tensorboard")
         if self.model == "best" and not self.validate_every:
             raise InputError("log.model is best, which needs log.validate_every above 0")
 
@@ -68,10 +71,8 @@ class RunLog:
             os.truncate(path, at)
             self.files[name] = path.open("ab")
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise InputError("log.tensorboard needs the tensorboard package: pip install tensorboard") from None
+            from torch.utils.tensorboard import SummaryWriter  # only where it is asked for
+
             self.board = SummaryWriter(str(folder / "tensorboard"))
 
     def positions(self) -> dict[str, int]:

@@ -7,6 +7,7 @@ import pytest
 from ilql.algos import filtered_bc, ilql
 from ilql.config import TrainConfig, dump, load_config, make_config, options
 from ilql.data import DataConfig
+from ilql.runlog import LogConfig
 from ilql.types import InputError
 
 BASE = "algo: ilql\ndata:\n  path: logs\noutput: runs/a\nsteps: 10\n"
@@ -217,3 +218,10 @@ def test_help_names_every_section() -> None:
     text = options()
     for name in ("--data.path", "--ilql.tau", "--optim.lr", "--log.keep", "--model.layers", "--batch.tokens"):
         assert name in text
+
+
+def test_tensorboard_is_missed_before_a_folder_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ilql.runlog.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install tensorboard"):
+        LogConfig(tensorboard=True)
+    LogConfig(tensorboard=False)

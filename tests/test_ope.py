@@ -116,6 +116,8 @@ def test_the_command_prints_tables_and_refuses_what_does_not_fit(run, tmp_path, 
     assert "last turn equals the log's" in out
     assert ope.main([str(folder), "--data", str(tmp_path)]) == 2
     assert "manifest.json" in capsys.readouterr().err
+    assert ope.main([str(folder), "--data", str(data), "--threshold", "nan"]) == 2
+    assert "--threshold" in capsys.readouterr().err
     assert ope.main([str(folder), "--data", str(data), "--thresold", "1"]) == 2
     assert capsys.readouterr().err == "error: unknown option '--thresold': did you mean '--threshold'? (see --help)\n"
 
