@@ -17,9 +17,9 @@ import torch
 
 from benchmarks.plain import Padded, Snell, trlx
 from ilql.algos import ilql
+from ilql.build import ModelConfig, build
 from ilql.data import collate
 from ilql.learner import Learner
-from ilql.model import ModelConfig, build
 from ilql.optim import OptimConfig, adamw
 
 BOS = 0

@@ -19,8 +19,8 @@ import jsonargparse
 import yaml
 
 from ilql.algos import ALGOS
+from ilql.build import ModelConfig
 from ilql.data import DataConfig
-from ilql.model import ModelConfig
 from ilql.optim import OptimConfig
 from ilql.order import BatchConfig
 from ilql.runlog import LogConfig

@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from ilql import checkpoint, runfolder, warmstart
 from ilql.algos import ALGOS
+from ilql.build import build
 from ilql.config import TrainConfig
 from ilql.data import Batch
 from ilql.feed import Feed, read
 from ilql.launch import say, start
 from ilql.learner import Learner, check_fits, value_metrics
-from ilql.model import ILQLModel, build
+from ilql.model import ILQLModel
 from ilql.optim import adamw, learning_rate
 from ilql.runlog import RunLog
 from ilql.scores import SCORES

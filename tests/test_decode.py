@@ -15,8 +15,9 @@ from transformers.utils import logging as hf_logging
 from datasets_prep import tokenizer as tk
 from datasets_prep.encode import Encoder
 from ilql import decode
+from ilql.build import ModelConfig, build
 from ilql.decode import LMPolicy, load, load_policy, model_folder, respond, score
-from ilql.model import ILQLModel, ModelConfig, build
+from ilql.model import ILQLModel
 from ilql.types import Episode, InputError, Turn
 
 HI = [{"role": "user", "content": "hi"}]

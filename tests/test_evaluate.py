@@ -13,8 +13,8 @@ import torch
 from datasets_prep import chat, tokenizer
 from datasets_prep.encode import Encoder
 from ilql import decode
+from ilql.build import ModelConfig, build
 from ilql.evaluate import main
-from ilql.model import ModelConfig, build
 from ilql.types import Episode, Policy
 from tests.scripted import Scripted, grabber, negotiator, walker
 

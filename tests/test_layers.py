@@ -20,6 +20,7 @@ ORDER = (
     "ilql.packed",
     "ilql.scores",
     "ilql.model",
+    "ilql.build",
     "ilql.learner",
     "ilql.losses",
     "ilql.algos",

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, StaticCache
 
-from ilql.model import ILQLConfig, ILQLModel, ModelConfig, build
+from ilql.build import ModelConfig, build
+from ilql.model import ILQLConfig, ILQLModel
 from ilql.types import InputError
 from tests.toys import tiny
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutput
 
-from ilql.model import ILQLConfig, ILQLModel, ModelConfig, build
+from ilql.build import ModelConfig, build
+from ilql.model import ILQLConfig, ILQLModel
 
 BOS = 0
 

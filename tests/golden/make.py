@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from ilql.algos import ALGOS
+from ilql.build import ModelConfig, build
 from ilql.data import Row, collate
 from ilql.learner import Learner
-from ilql.model import ILQLModel, ModelConfig, build
+from ilql.model import ILQLModel
 
 HERE = Path(__file__).resolve().parent
 STEPS, BATCH, VOCAB = 20, 4, 19
