@@ -12,6 +12,7 @@ An environment may have `facts() -> dict`, a game `facts(seat) -> dict`: JSON-ab
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -60,7 +61,7 @@ class _Side:
 
 def rollout(
     policy: Policy,
-    make_env: Callable[[], Env],
+    env: Env | Callable[[], Env],
     seeds: Sequence[int],
     *,
     max_turns: int | None = None,
@@ -68,11 +69,12 @@ def rollout(
 ) -> list[Episode]:
     """One episode a seed, in the order of `seeds`.
 
+    env: an environment, of which every seed gets a copy, or what makes one (a class, a factory).
     max_turns: utterances of the agent after which an episode is cut off (truncated), on top of the task's own limits.
     Rewards, ends and texts are the environment's. Ids are `seed-S`; a seed that comes again is numbered `seed-S-2`.
     """
-    envs = [make_env() for _ in seeds]
-    sides = [_Side(env.reset(seed)) for env, seed in zip(envs, seeds, strict=True)]
+    envs: list[Env] = _copies(env, len(seeds))
+    sides = [_Side(each.reset(seed)) for each, seed in zip(envs, seeds, strict=True)]
     running = list(range(len(envs)))
     with tqdm(total=len(envs), desc="episodes", disable=not progress, leave=False) as bar:
         while running:
@@ -88,14 +90,14 @@ def rollout(
             running = still
     names = _names(seeds)
     return [
-        side.episode(name, {"seed": seed, **_facts(env)})
-        for side, env, name, seed in zip(sides, envs, names, seeds, strict=True)
+        side.episode(name, {"seed": seed, **_facts(each)})
+        for side, each, name, seed in zip(sides, envs, names, seeds, strict=True)
     ]
 
 
 def selfplay(
     policies: tuple[Policy, Policy],
-    make_game: Callable[[], Game],
+    game: Game | Callable[[], Game],
     seeds: Sequence[int],
     *,
     max_turns: int | None = None,
@@ -103,11 +105,12 @@ def selfplay(
 ) -> list[tuple[Episode, Episode]]:
     """One game a seed, policies[k] in seat k; returns both seats' episodes (ids `seed-S:a`, `seed-S:b`).
 
+    game: as `env` of `rollout`.
     A reward that reaches a seat while the other one moves belongs to its own latest utterance. max_turns: utterances of
     both seats together after which a game is cut off (truncated).
     """
-    games = [make_game() for _ in seeds]
-    sides = [tuple(map(_Side, game.reset(seed))) for game, seed in zip(games, seeds, strict=True)]
+    games: list[Game] = _copies(game, len(seeds))
+    sides = [tuple(map(_Side, each.reset(seed))) for each, seed in zip(games, seeds, strict=True)]
     running = list(range(len(games)))
     with tqdm(total=len(games), desc="games", disable=not progress, leave=False) as bar:
         while running:
@@ -129,11 +132,16 @@ def selfplay(
             bar.update(len(over))
             running = [i for i in running if i not in over]
     pairs = []
-    for (one, two), game, name, seed in zip(sides, games, _names(seeds), seeds, strict=True):
-        a = one.episode(f"{name}:a", {"group": name, "seed": seed, **_facts(game, 0)})
-        b = two.episode(f"{name}:b", {"group": name, "seed": seed, **_facts(game, 1)})
+    for (one, two), each, name, seed in zip(sides, games, _names(seeds), seeds, strict=True):
+        a = one.episode(f"{name}:a", {"group": name, "seed": seed, **_facts(each, 0)})
+        b = two.episode(f"{name}:b", {"group": name, "seed": seed, **_facts(each, 1)})
         pairs.append((a, b))
     return pairs
+
+
+def _copies(world: Any, count: int) -> list[Any]:
+    """Worlds that share nothing: one for each seed, since all run in lock step."""
+    return [world() if callable(world) else copy.deepcopy(world) for _ in range(count)]
 
 
 def _ask(policy: Policy, dialogues: list[list[Turn]]) -> list[str]:

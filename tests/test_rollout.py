@@ -124,6 +124,13 @@ def test_a_walker_that_stands_still_is_truncated_at_minus_101() -> None:
     assert not episode.meta["success"]
 
 
+def test_an_environment_stands_for_copies_of_itself() -> None:
+    maze = Maze(mirror=True)
+    made = rollout(walker(True), lambda: Maze(mirror=True), range(25), progress=False)
+    assert rollout(walker(True), maze, range(25), progress=False) == made
+    assert maze.steps == 0, "the one given is not played itself"
+
+
 def test_the_same_seeds_give_the_same_episodes() -> None:
     def play(seed: int) -> list[Episode]:
         rng = random.Random(seed)
