@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,9 @@ class ModelConfig:
     pretrained: a folder or hub name of any causal LM; None trains `architecture` from scratch in the given shape.
     context: longest dialogue in tokens (from scratch). dropout: of embeddings and residual branches, where the family
     has it. extra: further fields of the trunk's config. critics: K, 1 or 2 (the minimum of the targets is taken).
-    head_width: of the heads' hidden layer, None = twice the trunk's width. dtype: of the weights.
+    head_width: of the heads' hidden layer, None = twice the trunk's width. dtype: of the weights. freeze: what is not
+    trained: "trunk", all but an untied output embedding; or N, the embeddings and the lowest N blocks. An output
+    embedding that is tied is frozen with the embeddings.
     """
 
     pretrained: str | None = None
@@ -41,12 +43,15 @@ class ModelConfig:
     critics: int = 2
     head_width: int | None = None
     dtype: str = "float32"
+    freeze: Literal["trunk"] | int | None = None
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "context", "head_width"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"model.{name} is {value}, but must be at least 1")
+        if isinstance(self.freeze, int) and self.freeze < 0:
+            raise InputError(f"model.freeze is {self.freeze}, but must be at least 0")
 
 
 def shape(cfg: ModelConfig, vocabulary: int, bos: int, pad: int, end: int) -> PreTrainedConfig:
@@ -109,7 +114,7 @@ def build(
             reason = str(error).split("\n")[0]
             raise InputError(f"model.pretrained: {cfg.pretrained!r} is no causal LM ({reason})") from None
         if isinstance(lm, ILQLModel):
-            lm = lm.lm
+            lm = lm.lm.requires_grad_(True)  # what that run froze is none of this one's business
         if vocab_size > lm.config.get_text_config().vocab_size:
             lm.resize_token_embeddings(vocab_size)
     else:
@@ -127,6 +132,7 @@ def build(
         critics=cfg.critics if critic else 0,
         critic=critic or "vocabulary",
         head_width=cfg.head_width,
+        freeze=cfg.freeze,
         **config,
     )
     full._attn_implementation = attention
@@ -135,6 +141,12 @@ def build(
     model.generation_config.pad_token_id = pad_id
     model.generation_config.eos_token_id = list(end_ids)
     check_trunk(model)
+    model.freeze()
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(
+            f"model.freeze: {cfg.freeze} leaves no weight to train: there are no critics, and the output embedding is "
+            "tied to the frozen input embedding; free some blocks (model.freeze: N)"
+        )
     return model
 
 

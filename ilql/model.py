@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ilql import packed
+from ilql import frozen, packed
 from ilql.heads import ScalarHead, VocabularyHead, init_head
 from ilql.scores import SCORES, support
 from ilql.types import InputError
@@ -24,7 +24,8 @@ from ilql.types import InputError
 class ILQLConfig(PreTrainedConfig):
     """text_config: the trunk's own config. critics: K, 0 for an actor alone. critic: "vocabulary" (Q(s, .) read at the
     state) or "scalar" (Q(s, a) read at the utterance's last token). history: see DataConfig. scores: a name in
-    `ilql.scores.SCORES`. reward_scale: by which Q and V must be divided to be in the log's units."""
+    `ilql.scores.SCORES`. reward_scale: by which Q and V must be divided to be in the log's units. freeze: see
+    ModelConfig."""
 
     model_type = "ilql"
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
@@ -37,6 +38,7 @@ class ILQLConfig(PreTrainedConfig):
     scores: str = "advantage"
     reward_scale: float = 1.0
     algo: str | None = None
+    freeze: str | int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is None:
@@ -61,6 +63,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: ILQLConfig, lm: PreTrainedModel | None = None) -> None:
         super().__init__(config)
+        self._still: list[nn.Module] = []  # stays in eval mode
         self.lm = lm if lm is not None else AutoModelForCausalLM.from_config(config.text_config)
         text: Any = config.text_config
         width, vocabulary = int(text.hidden_size), int(text.vocab_size)
@@ -85,15 +88,28 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but a checkpoint that lacks a weight is an error, and the targets come back frozen."""
+        """As in transformers, but a checkpoint that lacks a weight is an error, and what was frozen comes back so."""
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         bad = sorted(info["missing_keys"]) + sorted(str(m) for m in info["mismatched_keys"])
         if bad:
             name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
             raise InputError(f"{name}: the checkpoint lacks the weight {bad[0]} ({len(bad)} in all); train it again")
-        model.freeze_targets()
+        model.freeze()
         return (model, info) if wants_info else model
+
+    def freeze(self) -> None:
+        """Take the gradient from the targets and from what `config.freeze` names of the trunk. Loading forgets it."""
+        self.freeze_targets()
+        self._still = frozen.apply(self.lm, self.config.freeze)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ILQLModel:
+        """As in torch, but what is frozen stays in eval mode: no dropout there."""
+        super().train(mode)
+        for module in self._still:
+            module.eval()
+        return self
 
     def freeze_targets(self) -> None:
         """Loading, PEFT and `requires_grad_(True)` on a parent forget what is frozen; so this is called after them."""

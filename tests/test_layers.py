@@ -19,6 +19,7 @@ ORDER = (
     "ilql.heads",
     "ilql.packed",
     "ilql.scores",
+    "ilql.frozen",
     "ilql.model",
     "ilql.build",
     "ilql.learner",
