@@ -27,9 +27,10 @@ class ModelConfig:
     pretrained: a folder or hub name of any causal LM; None trains `architecture` from scratch in the given shape.
     context: longest dialogue in tokens (from scratch). dropout: of embeddings and residual branches, where the family
     has it. extra: further fields of the trunk's config. critics: K, 1 or 2 (the minimum of the targets is taken).
-    head_width: of the heads' hidden layer, None = twice the trunk's width. dtype: of the weights. freeze: what is not
-    trained: "trunk", all but an untied output embedding; or N, the embeddings and the lowest N blocks. An output
-    embedding that is tied is frozen with the embeddings.
+    head: what critics over the vocabulary end in, a matrix of their own (mlp, the papers') or the language model's
+    output embedding (tied, smaller by far, and another model). head_width: of the heads' hidden layer, None = twice the
+    trunk's width. dtype: of the weights. freeze: what is not trained: "trunk", all but an untied output embedding; or
+    N, the embeddings and the lowest N blocks. An output embedding that is tied is frozen with the embeddings.
     """
 
     pretrained: str | None = None
@@ -41,6 +42,7 @@ class ModelConfig:
     dropout: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
     critics: int = 2
+    head: Literal["mlp", "tied"] = "mlp"
     head_width: int | None = None
     dtype: str = "float32"
     freeze: Literal["trunk"] | int | None = None
@@ -131,6 +133,7 @@ def build(
         text_config=lm.config,
         critics=cfg.critics if critic else 0,
         critic=critic or "vocabulary",
+        head=cfg.head,
         head_width=cfg.head_width,
         freeze=cfg.freeze,
         **config,

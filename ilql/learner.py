@@ -40,6 +40,7 @@ class Out:
             head.weight,
             getattr(head, "bias", None),
             self.batch.tokens[place],
+            _times(spread),
         )
         return (taken - lse)[spread]
 
@@ -53,7 +54,8 @@ class Out:
     @cached_property
     def _critics(self) -> tuple[Tensor, Tensor]:
         h, action, spread = self._acts
-        pairs = [q.taken_and_lse(h, action) for q in self.model.q]  # type: ignore[operator]
+        times = _times(spread)
+        pairs = [q.taken_and_lse(h, action, times) for q in self.model.q]  # type: ignore[operator]
         return torch.stack([p[0] for p in pairs])[:, spread], torch.stack([p[1] for p in pairs])[:, spread]
 
     @cached_property
@@ -117,6 +119,11 @@ def _distinct(index: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct numbers of an index vector, and which of them each entry is."""
     place, spread = torch.unique(index, return_inverse=True)
     return place, spread
+
+
+def _times(spread: Tensor) -> Tensor:
+    """How often each distinct entry is read: what a mean over all weighs it by."""
+    return torch.bincount(spread).double()
 
 
 class Learner(nn.Module):

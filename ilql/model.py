@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ilql import frozen, packed
-from ilql.heads import ScalarHead, VocabularyHead, init_head
+from ilql.heads import ScalarHead, TiedHead, VocabularyHead, init_head
 from ilql.scores import SCORES, support
 from ilql.types import InputError
 
@@ -24,8 +24,8 @@ from ilql.types import InputError
 class ILQLConfig(PreTrainedConfig):
     """text_config: the trunk's own config. critics: K, 0 for an actor alone. critic: "vocabulary" (Q(s, .) read at the
     state) or "scalar" (Q(s, a) read at the utterance's last token). history: see DataConfig. scores: a name in
-    `ilql.scores.SCORES`. reward_scale: by which Q and V must be divided to be in the log's units. freeze: see
-    ModelConfig."""
+    `ilql.scores.SCORES`. reward_scale: by which Q and V must be divided to be in the log's units. head, head_width,
+    freeze: see ModelConfig."""
 
     model_type = "ilql"
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
@@ -33,6 +33,7 @@ class ILQLConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     critics: int = 2
     critic: str = "vocabulary"
+    head: str = "mlp"
     head_width: int | None = None
     history: int | None = None
     scores: str = "advantage"
@@ -48,6 +49,8 @@ class ILQLConfig(PreTrainedConfig):
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         if self.scores not in SCORES:
             raise InputError(f"scores is {self.scores!r}, not one of {', '.join(SCORES)}")
+        if self.head not in ("mlp", "tied"):
+            raise InputError(f"head is {self.head!r}, not mlp or tied")
         super().__post_init__(**kwargs)
 
 
@@ -70,9 +73,11 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         hidden = config.head_width or 2 * width
 
         def critic() -> nn.Module:
-            if config.critic == "vocabulary":
-                return VocabularyHead(width, hidden, vocabulary)
-            return ScalarHead(width, hidden)
+            if config.critic == "scalar":
+                return ScalarHead(width, hidden)
+            if config.head == "tied":
+                return TiedHead(width, vocabulary, self.lm.get_output_embeddings())
+            return VocabularyHead(width, hidden, vocabulary)
 
         self.q = nn.ModuleList(critic() for _ in range(config.critics))
         self.q_target = nn.ModuleList(critic() for _ in range(config.critics))
