@@ -33,7 +33,7 @@ class TrainConfig:
 
     algo: a name of `ilql.algos.ALGOS`. output: the run folder, which must not exist. steps: optimizer steps.
     hyper: the algorithm's own options; in YAML and on the command line they stand under the algorithm's name.
-    init_from: a run whose weights to start from, as far as shapes fit. bf16: autocast.
+    init_from: a run whose weights to start from, as far as shapes fit. bf16: autocast. compile: the trunk's blocks.
     device: auto takes an accelerator where there is one. threads: of torch on the CPU, null for its own choice.
     """
 
@@ -49,6 +49,7 @@ class TrainConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     log: LogConfig = field(default_factory=LogConfig)
     bf16: bool = False
+    compile: bool = False
     device: Literal["auto", "cpu"] = "auto"
     threads: int | None = None
 

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ilql import kernels
+
 CHUNK = 1 << 26  # bytes of the largest table alive
 LEAST_ROWS = 32  # fewer leave a matrix product waiting for the weights
 CACHED = 1 << 18  # numbers of the softmax's working set: more does not stay in a core's cache
@@ -96,6 +98,11 @@ def _softmax_(
     """Turn logits (n, V) into share * softmax in place (if `make`), add its sum over rows to `bias`; returns the rows'
     log-sum-exp. share (n) is a weight a row. lse (n): where it is known."""
     out = torch.empty(len(logits), dtype=table.wide, device=logits.device) if lse is None else lse
+    if make and kernels.wanted(logits.device):
+        kernels.softmax_(logits, out, share, lse is not None)
+        if bias is not None:
+            bias += logits.sum(0, dtype=table.wide)
+        return out
     for rows in table.blocks(logits):
         block = logits[rows]
         x = block.to(table.wide)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ilql import checkpoint, runfolder, warmstart
 from ilql.algos import ALGOS
 from ilql.build import build
+from ilql.compiled import compile_blocks
 from ilql.config import TrainConfig
 from ilql.data import Batch
 from ilql.feed import Feed, read
@@ -127,6 +128,8 @@ class Run:
         self.algo = ALGOS[cfg.algo]
         self.folder = Path(cfg.output)
         self.main = accelerator.is_main_process
+        if cfg.compile:
+            compile_blocks(model)
         self.unwrapped = Learner(model, self.algo, cfg.hyper)
         self.learner = accelerator.prepare(self.unwrapped)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}

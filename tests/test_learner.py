@@ -9,7 +9,7 @@ import torch
 from ilql import packed
 from ilql.algos import ALGOS, bc, filtered_bc, ilql, mc
 from ilql.data import collate
-from ilql.learner import Learner, check_fits
+from ilql.learner import Learner, Out, check_fits
 from ilql.types import InputError
 from tests.toys import BOS, chat_row, plain_ilql, row, stats, table_model, tiny
 
@@ -53,6 +53,16 @@ def test_ilql_equals_a_plain_recomputation(architecture, critics):
     plain = plain_ilql(model, rows, gamma=0.9, tau=0.8, cql_weight=0.1)
     assert_same(ours, plain)
     assert_same(gradients(model, ours), gradients(model, plain))
+
+
+@pytest.mark.parametrize("head", ["mlp", "tied"])
+def test_a_gathered_target_is_that_of_the_whole_table(head):
+    model = tiny(model={"head": head})
+    batch = collate(dialogues(), gamma=0.9, bos=BOS, acted=False).to("cpu", torch.float64)
+    hidden = model.hidden(*batch.run)
+    want = torch.stack([q(hidden[batch.where[batch.state]]) for q in model.q_target])
+    want = want.gather(2, batch.action.expand(2, -1)[..., None]).squeeze(2).amin(0)
+    torch.testing.assert_close(Out(model, hidden, batch).q_target, want, rtol=1e-9, atol=1e-9)
 
 
 def test_losses_are_those_worked_by_hand():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -434,3 +435,30 @@ def test_the_vocabulary_cannot_be_resized_under_the_critics():
 def test_an_unknown_score_is_refused():
     with pytest.raises(InputError, match="not one of advantage"):
         ILQLConfig(text_config=AutoConfig.for_model("gpt2"), scores="argmax")
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_tied_critics_come_back_as_they_were_saved(tmp_path, architecture):
+    model = make(model={"architecture": architecture, "layers": 1, "width": 16, "heads": 2, "head": "tied"})
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    names = set(model.state_dict())
+    assert {n for n in names if n.startswith("q.0.")} == {f"q.0.{n}" for n in WEIGHTS}
+    model.save_pretrained(tmp_path)
+    again = ILQLModel.from_pretrained(tmp_path)
+    hidden = torch.randn(3, 16)
+    torch.testing.assert_close(again.q_values(hidden), model.q_values(hidden))
+    twin = copy.deepcopy(again)
+    with torch.no_grad():
+        again.get_output_embeddings().weight.add_(1.0)
+    assert not torch.allclose(again.q_values(hidden), model.q_values(hidden)), "the critics read the model's own words"
+    torch.testing.assert_close(twin.q_values(hidden), model.q_values(hidden))
+
+
+WEIGHTS = ("bias", "hidden.bias", "hidden.weight", "out.bias", "out.weight")
+
+
+def test_an_unknown_head_is_refused():
+    with pytest.raises(InputError, match="head is 'tide', not mlp or tied"):
+        ILQLConfig(head="tide")

@@ -3,6 +3,7 @@ the losses over padded [B, T, V] tables that shares no code with the package."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,15 +64,18 @@ def chat_row(rng: np.random.Generator, vocab: int, exchanges: int, *, terminated
     return row(tokens, start, end, rng.normal(size=len(start)).tolist(), turn=turn, terminated=terminated, name=name)
 
 
-def tiny(architecture: str = "gpt2", vocab: int = 23, *, seed: int = 0, **config: Any) -> ILQLModel:
+def tiny(
+    architecture: str = "gpt2", vocab: int = 23, *, seed: int = 0, model: Mapping[str, Any] | None = None, **config: Any
+) -> ILQLModel:
     """A float64 model of two layers whose targets differ from its critics, so that a mix-up shows."""
     torch.manual_seed(seed)
-    cfg = ModelConfig(architecture=architecture, layers=2, width=16, heads=2, context=256, dtype="float64")
-    model = build(cfg, vocab_size=vocab, bos_id=BOS, pad_id=1, end_ids=[2], **config)
+    shape = {"layers": 2, "width": 16, "heads": 2, "context": 256, "dtype": "float64", **(model or {})}
+    cfg = ModelConfig(architecture=architecture, **shape)
+    made = build(cfg, vocab_size=vocab, bos_id=BOS, pad_id=1, end_ids=[2], **config)
     with torch.no_grad():
-        for p in [*model.q_target.parameters(), *model.q.parameters()]:
+        for p in [*made.q_target.parameters(), *made.q.parameters()]:
             p.add_(0.3 * torch.randn_like(p))
-    return model.eval()
+    return made.eval()
 
 
 class TableTrunk(nn.Module):
