@@ -19,7 +19,7 @@ from ilql.config import TrainConfig
 from ilql.data import Batch, collate, longest_window
 from ilql.order import Order
 from ilql.rows import Mix, Rows
-from ilql.schema import check_row, sha256
+from ilql.schema import sha256
 from ilql.types import InputError
 
 
@@ -64,7 +64,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
         )
     encoder = Encoder.from_folder(Path(cfg.data.path[0]) / "tokenizer")
     for part in parts:
-        check_rows(part, encoder.vocab_size)
+        part.check(encoder.vocab_size)
     together = partial(
         collate,
         gamma=getattr(cfg.hyper, "gamma", 1.0),  # an algorithm without values has no discount, and reads none
@@ -88,7 +88,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
                 "set it to 0 or build the dataset with --validation"
             )
         for part in held.parts:
-            check_rows(part, encoder.vocab_size)
+            part.check(encoder.vocab_size)
         chosen = select(held, cfg, "validation")
         most = math.ceil(cfg.log.validation_batches / world)
         # A seed and epoch of its own: the same batches at every validation, whatever the run's seed.
@@ -111,12 +111,6 @@ def select(mix: Mix, cfg: TrainConfig, split: str) -> Picked:
         except InputError as error:
             raise InputError(f"{split} split: {error}") from None
     return Picked(mix, np.flatnonzero(chosen))
-
-
-def check_rows(rows: Rows, vocab_size: int) -> None:
-    """Refuse a row that is no well-formed dialogue: it would end in a wrong number or in a fault far from its cause."""
-    for i in range(len(rows)):
-        check_row(rows[i], vocab_size, f"{rows.folder}, {rows.split} row {i}")
 
 
 def rebuild(rows: Rows, step: str) -> str:

@@ -22,7 +22,6 @@ from datasets_prep.encode import Encoder
 from ilql.command import Parser, guard
 from ilql.data import collate, crop, longest_window
 from ilql.decode import LMPolicy, load
-from ilql.feed import check_rows
 from ilql.learner import check_fits
 from ilql.model import ILQLModel
 from ilql.report import Interval, bootstrap, table
@@ -184,7 +183,7 @@ def report(
     theirs = Encoder.from_folder(Path(data) / "tokenizer").tokenizer
     if encoder.tokenizer.get_vocab() != theirs.get_vocab():
         raise InputError(f"{data} was built with another tokenizer than {run}; build it with --tokenizer {run}/model")
-    check_rows(rows, encoder.vocab_size)
+    rows.check(encoder.vocab_size)
     check_fits(model, max(longest_window(row, model.config.history) for row in rows), encoder.vocab_size)
     turns = read_turns(model, encoder.bos_id, rows)
     out = []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ilql.schema import check_columns, read_manifest
+from ilql.schema import INTEGERS, check_columns, check_row, read_manifest, sound, views
 from ilql.types import InputError
 
 
@@ -32,7 +32,10 @@ class Rows(Sequence[dict[str, Any]]):
                 reader = pa.ipc.open_stream(pa.memory_map(str(path)))
                 check_columns(reader.schema, str(path))
                 for batch in reader:
-                    self._batches.append(_views(batch, str(path)))
+                    self._batches.append(views(batch))
+                    for column in INTEGERS:
+                        if self._batches[-1][column][1].dtype.kind != "i":
+                            raise InputError(f"{path}: a null in column {column!r}; build the dataset again")
                     lengths.append(np.diff(self._batches[-1]["tokens"][0]))
             except pa.ArrowInvalid as error:
                 raise InputError(f"{path} cannot be read ({error}); build the dataset again") from None
@@ -44,6 +47,13 @@ class Rows(Sequence[dict[str, Any]]):
         """The undiscounted return of each dialogue, (rows), in the log's units."""
         parts = [_sums(*batch["reward"]) for batch in self._batches]
         return np.concatenate(parts) if parts else np.zeros(0)
+
+    def check(self, vocab_size: int) -> None:
+        """Refuse a row that is no well-formed dialogue: it would end in a wrong number or in a fault far from it."""
+        for first, batch in zip(self._first.tolist(), self._batches, strict=False):
+            if not sound(batch, vocab_size):
+                for i in range(first, first + len(batch["id"])):
+                    check_row(self[i], vocab_size, f"{self.folder}, {self.split} row {i}")
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -70,24 +80,6 @@ def _sums(offsets: np.ndarray, values: np.ndarray) -> np.ndarray:
     if filled.any():
         sums[filled] = np.add.reduceat(values[: offsets[-1]].astype(np.float64), offsets[:-1][filled])
     return sums
-
-
-def _views(batch: pa.RecordBatch, where: str) -> dict[str, Any]:
-    """Columns of a record batch: lists of numbers as (offsets, values) of numpy views, the rest as Arrow arrays.
-
-    Raises InputError for a null among integers, which numpy would turn into floats; among floats it becomes NaN.
-    """
-    out: dict[str, Any] = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
-            if column.values.null_count and pa.types.is_integer(column.type.value_type):
-                raise InputError(f"{where}: a null in column {name!r}; build the dataset again")
-            values = column.values.to_numpy(zero_copy_only=not column.values.null_count)
-            first = int(column.offsets[0].as_py()) if len(column) else 0
-            out[name] = (column.offsets.to_numpy() - first, values[first:])
-        else:
-            out[name] = column
-    return out
 
 
 class Mix(Sequence[dict[str, Any]]):

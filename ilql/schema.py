@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
         pa.field("meta", pa.string(), nullable=False),
     ]
 )
+INTEGERS = tuple(field.name for field in SCHEMA if field.type == pa.list_(pa.int32()))
 OPTIONAL = {
     "pair": pa.string(),
     "proposals": pa.list_(pa.list_(pa.list_(pa.int32()))),
@@ -112,12 +113,26 @@ def check_columns(schema: pa.Schema, where: str) -> None:
             raise InputError(f"{where}: column {field.name!r} is {field.type}, but must be {known[field.name]}")
 
 
+def views(batch: pa.RecordBatch) -> dict[str, Any]:
+    """Columns of a record batch: lists of numbers as (offsets from 0 on, values), both numpy views, the rest as Arrow
+    arrays. Nulls among numbers become NaN, among integers too."""
+    out: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
+            values = column.values.to_numpy(zero_copy_only=not column.values.null_count)
+            first = int(column.offsets[0].as_py()) if len(column) else 0
+            out[name] = (column.offsets.to_numpy() - first, values[first:])
+        else:
+            out[name] = column
+    return out
+
+
 def fault(row: Mapping[str, Any], vocab_size: int) -> str | None:
     """What is wrong with one row (a mapping of column to Python or numpy sequence); None for a well-formed dialogue.
 
     What this lets pass, a batch can hold: a wrong position would not fail there but read another dialogue.
     """
-    column = {name: np.asarray(row[name]) for name in ("tokens", "turn", "start", "end")}
+    column = {name: np.asarray(row[name]) for name in INTEGERS}
     for name, values in column.items():
         if not len(values):
             return "no transition" if name in ("start", "end") else f"no {name}"
@@ -145,6 +160,27 @@ def fault(row: Mapping[str, Any], vocab_size: int) -> str | None:
         (not (np.isinf(logp) | (logp > 1e-6)).any(), "a log-probability is above 0 or infinite"),
     )
     return next((what for holds, what in checks if not holds), None)
+
+
+def sound(columns: Mapping[str, Any], vocab_size: int) -> bool:
+    """Whether `fault` finds nothing in any row of a batch, given as `views`: the same rules, asked of all at once."""
+    at = {name: columns[name][0] for name in ("tokens", "turn", "start", "end", "reward", "logp")}
+    tokens, turn, start, end, reward, logp = (columns[name][1][: offsets[-1]] for name, offsets in at.items())
+    cut_off = ~columns["terminated"].fill_null(False).to_numpy(zero_copy_only=False)
+    if any((np.diff(at[name]) == 0).any() for name in ("turn", "start")):
+        return False
+    if not all(np.array_equal(at["start"], at[name]) for name in ("end", "reward", "logp")):
+        return False
+    first, last, length = at["start"][:-1], at["start"][1:] - 1, np.diff(at["tokens"])
+    opening, closing = turn[at["turn"][:-1]], turn[at["turn"][1:] - 1]
+    rises, follows = np.diff(turn) > 0, end[:-1] <= start[1:]
+    rises[at["turn"][1:-1] - 1] = follows[last[:-1]] = True  # from one row to the next
+    checks = (
+        *((tokens >= 0) & (tokens < vocab_size), rises, (opening >= 0) & (closing < length + cut_off)),
+        *((start[first] >= 1) & (start[first] >= opening), start < end, follows, end[last] <= length),
+        *(np.isfinite(reward), ~(np.isinf(logp) | (logp > 1e-6))),
+    )
+    return all(bool(holds.all()) for holds in checks)
 
 
 def check_row(row: Mapping[str, Any], vocab_size: int, where: str) -> None:
@@ -176,9 +212,10 @@ def validate(folder: str | Path, vocab_size: int | None = None) -> dict[str, Any
                 check_columns(reader.schema, str(path))
                 for batch in reader:
                     batch.validate(full=True)
-                    for row in batch.to_pylist():
-                        check_row(row, size, f"{path}, row {rows}")
-                        rows += 1
+                    if not sound(views(batch), size):
+                        for i, row in enumerate(batch.to_pylist(), rows):
+                            check_row(row, size, f"{path}, row {i}")
+                    rows += batch.num_rows
         except pa.ArrowInvalid as error:
             raise InputError(f"{path} cannot be read ({error}); build the dataset again") from None
         if rows != entry["rows"]:

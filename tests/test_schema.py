@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ilql import schema
-from ilql.feed import check_rows
-from ilql.rows import Mix, Rows
+from ilql.rows import Rows
 from ilql.types import InputError
 
 ROW: dict[str, Any] = {  # BOS, mark, two observed tokens, mark, an action of two tokens, mark, an action of one
@@ -44,7 +45,46 @@ def write(
 
 
 def train_reads(folder: Path) -> None:
-    check_rows(Mix([Rows(folder)]).parts[0], 10)
+    Rows(folder).check(10)
+
+
+def batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
+    return pa.Table.from_pylist(rows, schema=schema.SCHEMA).combine_chunks().to_batches()[0]
+
+
+OPEN = ROW | {"tokens": [*ROW["tokens"], 4, 7, 5], "turn": [1, 4, 7, 9, 11], "terminated": False}
+HEADLESS = OPEN | {"turn": [1, 4, 7, 9, 12]}  # the agent's open turn begins behind the last token
+
+
+def test_whole_batches_are_checked_at_once() -> None:
+    """Well-formed rows beside each other are sound, so that no row is looked at alone."""
+    whole = batch([ROW, OPEN, HEADLESS, ROW | {"logp": [None] * 3}, OPEN, ROW])
+    assert schema.sound(schema.views(whole), 10)
+    assert schema.sound(schema.views(whole.slice(1, 3)), 10)
+    assert schema.sound(schema.views(whole.slice(0, 0)), 10)
+    assert not schema.sound(schema.views(whole), 9)
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_a_batch_is_sound_exactly_where_no_row_has_a_fault(data: st.DataObject) -> None:
+    """Any numbers of rows changed in any way: put off by a few, cut, or emptied."""
+    rows = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        row = dict(data.draw(st.sampled_from([ROW, OPEN, HEADLESS])))
+        if data.draw(st.booleans()):
+            name = data.draw(st.sampled_from([*schema.INTEGERS, "reward", "logp", "terminated"]))
+            if name == "terminated":
+                row[name] = not row[name]
+            else:
+                values = list(row[name])
+                i = data.draw(st.integers(0, len(values) - 1))
+                odd = [np.nan, np.inf, -1.0, 1e-6, 0.1, None] if name in ("reward", "logp") else range(-2, 13)
+                values[i] = data.draw(st.sampled_from(odd))
+                row[name] = data.draw(st.sampled_from([values, values, values, values[:i], values[i:]]))
+        rows.append(row)
+    faults = [schema.fault(row, 10) for row in batch(rows).to_pylist()]
+    assert schema.sound(schema.views(batch(rows)), 10) == (set(faults) == {None})
 
 
 def test_a_well_formed_row_passes(tmp_path: Path) -> None:
@@ -65,6 +105,7 @@ def test_a_well_formed_row_passes(tmp_path: Path) -> None:
         ({"turn": [6, 7]}, "without a state"),
         ({"start": [], "end": [], "reward": [], "logp": []}, "no transition"),
         ({"start": [0, 6, 8]}, "without a state"),
+        ({"start": [0, 6, 8], "turn": [0, 4, 7]}, "without a state"),
         ({"start": [5, 5, 8]}, "overlap"),
         ({"end": [6, 6, 9]}, "an empty action"),
         ({"end": [6, 7, 10]}, "ends after the dialogue"),
