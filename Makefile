@@ -63,7 +63,7 @@ layers: $(STAMP)  ## modules import only from those before them
 pytest: $(STAMP)  ## the tests alone (PYTEST_ARGS="-k maze")
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal --durations 10 $(PYTEST_ARGS)
 
-bench: $(STAMP)  ## the benchmarks (BENCH_ARGS)
+bench: $(STAMP)  ## the benchmarks (25 minutes on 2 cores; BENCH_ARGS=--quick for a look, see docs/performance.md)
 	$(PY) -m benchmarks $(BENCH_ARGS)
 
 golden: $(STAMP)  ## rebuild the golden loss curves; look at the diff before you commit it

@@ -1,42 +1,88 @@
-"""`python -m benchmarks [train] [--pairs N] [--shape WORDS]`: prints ratios, min-median-max over pairs of runs."""
+"""`python -m benchmarks [all|train|decode|scaling|memory]`: ours against plain re-creations of what the published
+trainers do, as tables; `all` adds the table of goals. Misses are stated, and are no failure of the command; numbers
+that do not agree are: then nothing is timed, and the status is 1.
+"""
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
+import gc
 import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-import torch
-import transformers
+from transformers.utils import logging
 
-from benchmarks import train
-from ilql.report import table
+from benchmarks import decode, machine, memory, page, scaling, train
+from benchmarks.pairs import Disagreement, say
+from benchmarks.report import Section
+from ilql.checkpoint import write_text
+from ilql.types import InputError
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], Section]] = {
+    "train": lambda o: train.measure(o.pairs, o.shape, o.quick),
+    "decode": lambda o: decode.measure(o.pairs, o.shape, o.quick),
+    "scaling": lambda o: scaling.measure(o.pairs, o.quick),
+    "memory": lambda o: memory.measure(o.shape, o.quick),
+}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", default="train", choices=("train",))
-    parser.add_argument("--pairs", type=int, default=5, help="timed runs of each (default 5)")
-    parser.add_argument("--shape", default="", help="only shapes whose name holds this")
-    args = parser.parse_args()
-    print(f"{platform.machine()}, torch {torch.__version__} with {torch.get_num_threads()} threads, ", end="")
-    print(f"transformers {transformers.__version__}; median [min, max] over {args.pairs} pairs\n")
-    lines = []
-    for shape in train.SHAPES:
-        if args.shape not in shape.name:
-            continue
-        found = train.compare(shape, args.pairs)
-        seconds = found["seconds"]
-        line = {"training": shape.name, "real of padded tokens": f"{found['tokens']} of {found['padded']}"}
-        line["ours, s a step"] = f"{statistics.median(seconds['ours']):.3f}"
-        for kind in ("ours", "ours, bf16"):
-            for peer in ("trlx style", "Snell style"):
-                line[f"{kind}: times {peer}'s speed"] = train.ratio(seconds[kind], seconds[peer])
-        lines.append(line)
-        print(f"{shape.name}: done", file=sys.stderr)
-    print(table(lines))
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    out.add_argument("what", nargs="?", default="all", choices=("all", *SECTIONS), help="default: all")
+    out.add_argument("--pairs", type=int, default=5, help="rounds in which each is timed in turn (default 5)")
+    out.add_argument("--shape", default="", metavar="WORDS", help="only shapes whose name holds this")
+    out.add_argument("--json", type=Path, metavar="FILE", help="write everything found as JSON too")
+    out.add_argument("--write", type=Path, metavar="PAGE", help="put a whole run into a page, between its markers")
+    out.add_argument("--quick", action="store_true", help="tiny shapes: does everything run and agree? no figures")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    options = parser().parse_args(argv)
+    logging.set_verbosity_error()
+    try:
+        run(options, argv)
+    except (Disagreement, InputError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, Disagreement) else 2
     return 0
+
+
+def run(options: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Measure, print and write."""
+    if options.pairs < 1:
+        raise InputError(f"--pairs is {options.pairs}, but must be at least 1")
+    whole = options.what == "all" and not options.shape
+    if options.write:
+        if not whole or options.quick:
+            raise InputError("--write keeps whole runs only: use it with `all`, without --shape and --quick")
+        page.check(options.write)
+    begin = time.perf_counter()
+    sections = []
+    for name in SECTIONS if options.what == "all" else (options.what,):
+        say(name)
+        sections.append(SECTIONS[name](options))
+        gc.collect()
+    head = {
+        "command": " ".join(["python -m benchmarks", *argv]),
+        "machine": machine.describe(),
+        "pairs": options.pairs,
+        "minutes": (time.perf_counter() - begin) / 60,
+        "goals": whole and not options.quick,
+    }
+    bf16 = machine.has_bf16()
+    text = page.markdown(head, sections, bf16)
+    print(text)
+    if options.json:
+        write_text(options.json, page.as_json(head, sections, bf16))
+    if options.write:
+        page.write(options.write, text, sections)
+    say(f"done in {head['minutes']:.1f} minutes")
 
 
 if __name__ == "__main__":

@@ -1,142 +1,158 @@
 """Training steps: ours against the plain trainers, on the same rows and weights, in alternation.
 
-A step is the losses, backward, AdamW and the targets' update. Losses must agree to 1e-4 before anything is timed.
+A step is collation, the losses, backward, AdamW and the targets' update; all trainers move one model with one
+optimizer. The losses agree to 1e-4 and the gradients' norms to 1e-3 in float32 before anything is timed.
 """
 
 from __future__ import annotations
 
-import copy
-import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from benchmarks.plain import Padded, Snell, trlx
+from benchmarks import flop, machine
+from benchmarks.pairs import Measured, agree, say, speedup, spread, times
+from benchmarks.plain_train import Padded, Snell, trlx
+from benchmarks.report import Section
+from benchmarks.shapes import BOS, LARGE, MIDDLE, SMALL, TINY, Shape, dialogues, make
 from ilql.algos import ilql
-from ilql.build import ModelConfig, build
-from ilql.data import collate
+from ilql.data import Batch, collate
 from ilql.learner import Learner
 from ilql.optim import OptimConfig, adamw
 
-BOS = 0
+FP32, BF16, TRLX, SNELL = "ours, fp32", "ours, bf16", "trlx style", "Snell style"
+TOLERANCE = {FP32: (1e-4, 1e-3), BF16: (0.05, 0.1)}  # of losses and of gradients' norms, relative
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What is trained. mean, most: of the dialogues' lengths in tokens, lognormal where `spread` is above 0."""
+class Trainers:
+    """The ways to take a step on the dialogues of a shape."""
 
-    name: str
-    layers: int
-    width: int
-    heads: int
-    vocabulary: int
-    dialogues: int
-    mean: int = 150
-    most: int = 512
-    spread: float = 0.8
+    def __init__(self, shape: Shape, kinds: Sequence[str], rows: list[dict[str, Any]] | None = None) -> None:
+        self.shape, self.kinds = shape, kinds
+        self.rows = dialogues(shape) if rows is None else rows
+        self.cfg = ilql.Config(cql_weight=0.1)
+        self.model = make(shape)
+        self.learner = Learner(self.model, ilql, self.cfg)
+        self.optimizer = adamw(OptimConfig(), dict(self.model.named_parameters()))
+        self.extra: torch.optim.Optimizer | None = None
+        self.warm: dict[str, float] = {}  # seconds of the first pass of each
+        if SNELL in kinds:
+            self.snell = Snell(self.model)
+            self.extra = adamw(OptimConfig(), dict(self.snell.policy.named_parameters()))
 
+    def batch(self) -> Batch:
+        """The dialogues as training collates them."""
+        batch = collate(self.rows, gamma=self.cfg.gamma, bos=BOS, acted=ilql.CRITIC == "scalar")
+        return batch.to("cpu", torch.float32)
 
-SHAPES = (
-    Shape("4 x 128, V 50, game logs of 60-100 tokens", 4, 128, 4, 50, 64, mean=80, most=100, spread=0.0),
-    Shape("4 x 256, V 10,000, 16 dialogues", 4, 256, 4, 10_000, 16),
-    Shape("4 x 768, V 50,257, 8 dialogues", 4, 768, 12, 50_257, 8),
-)
+    def losses(self, kind: str) -> dict[str, Tensor]:
+        """The mean of each of the losses, collation included."""
+        if kind in (TRLX, SNELL):
+            padded = Padded(self.rows)
+            return trlx(self.model, padded, self.cfg) if kind == TRLX else self.snell(padded, self.cfg)
+        batch = self.batch()
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == BF16):
+            return {name: x.mean() for name, x in self.learner(batch).items()}
 
+    def backward(self, kind: str) -> dict[str, float]:
+        """Losses and their gradients; returns the losses."""
+        losses = self.losses(kind)
+        torch.stack(list(losses.values())).sum().backward()
+        return {name: float(x.detach()) for name, x in losses.items()}
 
-def dialogues(shape: Shape, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows at token steps: turns of some 15 tokens, every second one the agent's; a reward at the end."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for i in range(shape.dialogues):
-        if shape.spread:
-            drawn = rng.lognormal(np.log(shape.mean) - shape.spread**2 / 2, shape.spread)
-        else:
-            drawn = rng.uniform(0.75 * shape.mean, 1.25 * shape.mean)
-        length = int(np.clip(drawn, 12, shape.most))
-        tokens = rng.integers(1, shape.vocabulary, length).astype(np.int32)
-        tokens[0] = BOS
-        turn: list[int] = []
-        start: list[int] = []
-        place = 1
-        while place < length - 2:
-            turn.append(place)
-            end = min(length, place + int(rng.integers(5, 26)))
-            if len(turn) % 2 == 0 or end == length:
-                start += range(place + 1, end)
-            place = end
-        reward = np.zeros(len(start), np.float32)
-        reward[-1] = rng.normal()
-        where = np.array(start, np.int32)
-        row = {"id": f"d{i}", "tokens": tokens[: start[-1] + 1], "turn": np.array(turn, np.int32), "start": where}
-        rows.append({**row, "end": where + 1, "reward": reward, "terminated": True, "meta": "{}"})
-    return rows
+    def step(self, kind: str) -> None:
+        self.backward(kind)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if kind == SNELL and self.extra is not None:
+            self.extra.step()
+            self.extra.zero_grad(set_to_none=True)
+        self.model.update_targets(self.cfg.polyak)
 
+    def norms(self) -> dict[str, float]:
+        """The gradient's norm in each part of the model; clears it."""
+        squares: dict[str, float] = {}
+        for name, p in self.model.named_parameters():
+            if p.grad is not None:
+                part = f"the norm of the gradient of {name.split('.')[0]}"
+                squares[part] = squares.get(part, 0.0) + float(p.grad.double().square().sum())
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.extra is not None:
+            self.extra.zero_grad(set_to_none=True)
+        return {part: square**0.5 for part, square in squares.items()}
 
-def compare(shape: Shape, pairs: int) -> dict[str, Any]:
-    """Seconds a step of each trainer, in alternation; ratios are of the pairs."""
-    rows = dialogues(shape)
-    cfg = ilql.Config(cql_weight=0.1)
-    torch.manual_seed(0)
-    size = ModelConfig(layers=shape.layers, width=shape.width, heads=shape.heads, context=shape.most)
-    model = build(size, vocab_size=shape.vocabulary, bos_id=BOS, pad_id=BOS, end_ids=[1])
-    padded = Padded(rows)
-    snell = Snell(copy.deepcopy(model))
-    theirs = copy.deepcopy(model)
-    learner = Learner(model, ilql, cfg)
-
-    def ours() -> dict[str, torch.Tensor]:
-        batch = collate(rows, gamma=cfg.gamma, bos=BOS, acted=False).to("cpu", torch.float32)
-        return {name: x.mean() for name, x in learner(batch).items()}
-
-    def low() -> dict[str, torch.Tensor]:
-        with torch.autocast("cpu", torch.bfloat16):
-            return ours()
-
-    kinds: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], Any]] = {
-        "ours": (ours, model),
-        "ours, bf16": (low, model),
-        "trlx style": (lambda: trlx(theirs, padded, cfg), theirs),
-        "Snell style": (lambda: snell(padded, cfg), snell.model),
-    }
-    first = {name: {k: float(x.detach()) for k, x in run().items()} for name, (run, _) in kinds.items()}
-    for name in ("trlx style", "Snell style"):
-        for term, value in first["ours"].items():
-            if abs(first[name][term] - value) > 1e-4 * max(1.0, abs(value)):
-                raise SystemExit(f"error: {shape.name}: {term} is {value} here and {first[name][term]} {name}")
-    extra = {"Snell style": list(snell.policy.parameters())}
-    steps = {name: _step(run, target, extra.get(name, [])) for name, (run, target) in kinds.items()}
-    for step in steps.values():
-        step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(pairs):
-        for name, step in steps.items():
+    def check(self) -> None:
+        """Raise Disagreement unless all trainers compute the same; warms them up too."""
+        found = {}
+        for kind in self.kinds:
             begin = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - begin)
-    tokens = int(sum(len(r["tokens"]) for r in rows))
-    return {"shape": shape, "seconds": seconds, "tokens": tokens, "padded": padded.ids.numel()}
+            losses = self.backward(kind)
+            self.warm[kind] = time.perf_counter() - begin
+            found[kind] = losses, self.norms()
+        for kind in self.kinds:
+            reference = TRLX if kind != TRLX else FP32
+            if reference not in found:
+                continue
+            loose, looser = TOLERANCE.get(kind, TOLERANCE[FP32])
+            what = f"{self.shape.name}, {kind} and {reference}"
+            agree(what, found[kind][0], found[reference][0], loose)
+            # Snell style's actor has a trunk of its own, so the values' trunk has another gradient.
+            skip = "the norm of the gradient of lm" if kind == SNELL else None
+            agree(what, {n: x for n, x in found[kind][1].items() if n != skip}, found[reference][1], looser)
 
 
-def _step(
-    run: Callable[[], dict[str, torch.Tensor]], model: Any, extra: Sequence[torch.nn.Parameter]
-) -> Callable[[], None]:
-    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = adamw(OptimConfig(), {**named, **{f"extra.{i}": p for i, p in enumerate(extra)}})
-
-    def step() -> None:
-        torch.stack(list(run().values())).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        model.update_targets(0.005)
-
-    return step
+def compare(trainers: Trainers, pairs: int) -> dict[str, list[float]]:
+    """Seconds a step of each kind; every one is checked against the others, and the optimizer's state in place."""
+    trainers.check()
+    trainers.step(trainers.kinds[0])
+    return times({kind: partial(trainers.step, kind) for kind in trainers.kinds}, pairs, trainers.warm)
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """min-median-max of theirs / ours over the pairs: how many times faster ours is."""
-    found = sorted(b / a for a, b in zip(ours, theirs, strict=True))
-    return f"{statistics.median(found):.2f} [{found[0]:.2f}, {found[-1]:.2f}]"
+def shapes(quick: bool) -> dict[str, Shape]:
+    return {"first": TINY} if quick else {"first": LARGE, "second": MIDDLE, "third": SMALL}
+
+
+def measure(pairs: int, only: str = "", quick: bool = False) -> Section:
+    """The table of training steps. The first shape is too slow for Snell style, whose three trunks only add to it."""
+    section = Section("train", "Training steps")
+    for place, shape in shapes(quick).items():
+        if only not in shape.name:
+            continue
+        kinds = [FP32, BF16, TRLX] + ([SNELL] if shape is not LARGE else [])
+        say(f"train: {shape.name}")
+        trainers = Trainers(shape, kinds)
+        seconds = compare(trainers, pairs)
+        section.rows += lines(section.figures, place, trainers, seconds, quick)
+    return section
+
+
+def lines(
+    figures: dict[str, Measured], place: str, trainers: Trainers, seconds: dict[str, list[float]], quick: bool
+) -> list[dict[str, str]]:
+    """A row of the table for each trainer; notes the figures that goals are judged by."""
+    batch = trainers.batch()
+    work = flop.step(trainers.model, batch)
+    tokens = sum(len(row["tokens"]) for row in trainers.rows)
+    out = []
+    for kind, each in seconds.items():
+        low = kind == BF16
+        peak = machine.gemm_peak(torch.bfloat16 if low else torch.float32, quick)
+        share = spread([work / s / peak for s in each])
+        line = {"training": trainers.shape.name, "by": kind, "seconds a step": f"{spread(each).value:.3g}"}
+        line["real tokens a second"] = f"{tokens / spread(each).value:,.0f}"
+        line["useful GFLOP a step"] = f"{work / 1e9:,.1f}"
+        line["share of the GEMM peak"] = f"{100 * share.value:.0f} % of {peak / 1e9:,.0f} {'bf16' if low else 'fp32'}"
+        if kind in (FP32, BF16):
+            figures[f"train/{place}/{'bf16' if low else 'fp32'}/share"] = share
+            for peer in (TRLX, SNELL):
+                if peer in seconds:
+                    gain = speedup(each, seconds[peer])
+                    line[f"times {peer}'s speed"] = f"{gain.value:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
+                    if peer == TRLX:
+                        figures[f"train/{place}/{'bf16' if low else 'fp32'}"] = gain
+        out.append(line)
+    return out

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import __main__ as benchmarks
 from datasets_prep import CORPORA, chat, options
 from datasets_prep.build import Options, build
 from datasets_prep.encode import Encoder
@@ -95,6 +96,8 @@ def parse(words: list[str]) -> None:
             assert "DIR [--row N]" in read("datasets_prep/__main__.py")
         elif words[3] != "--list":
             options.parse(words[3], words[4:])
+    elif words[1:3] == ["-m", "benchmarks"]:
+        benchmarks.parser().parse_args(words[3:])
     else:
         assert words[1:3] == ["-m", "ilql.export"], words
         assert len(words) == 5

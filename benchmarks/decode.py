@@ -1,0 +1,155 @@
+"""Decoding: ours against the plain decoders, on the same prompts and weights, in alternation.
+
+Prompts of some 64 tokens, answers of 64 new ones that no end token cuts short, so that all do the same work. Greedy
+answers in float32 must agree before anything is timed; sampled ones are timed. Critics are drawn large enough that
+Q - V decides which token is the best.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import flop, machine
+from benchmarks.pairs import Disagreement, say, speedup, spread, times
+from benchmarks.plain_decode import Answers, Snell, Trlx
+from benchmarks.report import Section
+from benchmarks.shapes import BOS, LARGE, SMALL, TINY, Shape, make
+from benchmarks.train import BF16, FP32, SNELL, TRLX
+from ilql.decode import LMPolicy
+from ilql.model import ILQLModel
+
+BETA, TOP_K, ROWS, NEW = 1.0, 20, 8, 64
+CLOSE = 1e-4  # the best two scores of a greedy choice: nearer, rounding may choose
+
+
+class Tokens:
+    """What decoding asks of an encoder, where prompts are tokens already. No token of the vocabulary is an end."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.bos_id, self.pad_id, self.end_ids, self.vocab_size = BOS, BOS, [vocabulary], vocabulary
+
+
+def prompts(shape: Shape, mean: int) -> list[list[int]]:
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(mean * 7 // 8, mean * 9 // 8 + 1, ROWS)
+    return [[BOS, *rng.integers(1, shape.vocabulary, n - 1).tolist()] for n in lengths]
+
+
+class Decoders:
+    """The ways to answer the same prompts."""
+
+    def __init__(self, shape: Shape, new: int) -> None:
+        self.shape, self.new = shape, new
+        self.prompts = prompts(shape, new)
+        self.model = make(replace(shape, most=max(shape.most, 4 * new))).eval()  # a context of prompt and answer
+        with torch.no_grad():
+            for head in (*self.model.q, *self.model.q_target):
+                head.out.weight.normal_(std=shape.width**-0.5)  # type: ignore[union-attr, operator]
+        self.low = copy.deepcopy(self.model).to(torch.bfloat16)
+        self.trlx, self.snell = Trlx(self.model, BETA, TOP_K), Snell(self.model, BETA, TOP_K)
+        self.game = 0
+        self.warm: dict[str, float] = {}
+
+    def ours(self, model: ILQLModel, greedy: bool = False) -> list[list[int]]:
+        encoder: Any = Tokens(self.shape.vocabulary)
+        policy = LMPolicy(
+            model,
+            encoder,
+            beta=BETA,
+            support_top_k=TOP_K,
+            greedy=greedy,
+            max_new_tokens=self.new,
+            batch_size=len(self.prompts),
+        )
+        return policy.complete(self.prompts)
+
+    def one_game(self) -> None:
+        """Snell style's next game; they follow each other, so that all take as many times as long as one."""
+        self.snell.complete([self.prompts[self.game % len(self.prompts)]], self.new)
+        self.game += 1
+
+    def check(self) -> None:
+        """Raise Disagreement unless greedy answers agree; warms all up."""
+        begin = time.perf_counter()
+        ours = self.ours(self.model, greedy=True)
+        self.warm[FP32] = self.warm[BF16] = time.perf_counter() - begin
+        self.ours(self.low)
+        begin = time.perf_counter()
+        theirs = self.trlx.complete(self.prompts, self.new, greedy=True)
+        self.warm[TRLX] = time.perf_counter() - begin
+        same(f"{self.shape.name}, decoding", ours, theirs)
+        begin = time.perf_counter()
+        one = self.snell.complete(self.prompts[:1], self.new, greedy=True)
+        self.warm[SNELL] = time.perf_counter() - begin
+        same(f"{self.shape.name}, decoding Snell style", ours[:1], one)
+
+
+def same(what: str, ours: Sequence[Sequence[int]], theirs: Answers) -> None:
+    """Raise Disagreement where greedy answers part at a token that was clearly the best."""
+    for row, (mine, tokens, margins) in enumerate(zip(ours, *theirs, strict=True)):
+        parts = next((i for i, (a, b) in enumerate(zip(mine, tokens, strict=False)) if a != b), None)
+        if len(mine) != len(tokens) or (parts is not None and margins[parts] > CLOSE):
+            where = f"token {parts}" if parts is not None else f"{len(mine)} of {len(tokens)} tokens"
+            raise Disagreement(f"{what}: greedy answers differ in row {row} at {where}; nothing was timed")
+
+
+def shapes(quick: bool) -> dict[str, tuple[Shape, int]]:
+    """Each with its number of new tokens."""
+    return {"first": (TINY, 8)} if quick else {"first": (LARGE, NEW), "third": (SMALL, NEW)}
+
+
+def measure(pairs: int, only: str = "", quick: bool = False) -> Section:
+    section = Section("decode", "Decoding")
+    for place, (shape, new) in shapes(quick).items():
+        if only not in shape.name:
+            continue
+        say(f"decode: {shape.name}")
+        decoders = Decoders(shape, new)
+        decoders.check()
+        run: dict[str, Callable[[], object]] = {
+            FP32: partial(decoders.ours, decoders.model),
+            BF16: partial(decoders.ours, decoders.low),
+            TRLX: partial(decoders.trlx.complete, decoders.prompts, new),
+            SNELL: decoders.one_game,
+        }
+        seconds = times(run, pairs, decoders.warm)
+        seconds[SNELL] = [len(decoders.prompts) * s for s in seconds[SNELL]]
+        section.rows += lines(section, place, decoders, seconds, quick)
+    section.notes.append(
+        f"{ROWS} prompts at once; Snell style answers one of them in each pair, its seconds are {ROWS} times that."
+    )
+    return section
+
+
+def lines(
+    section: Section, place: str, decoders: Decoders, seconds: dict[str, list[float]], quick: bool
+) -> list[dict[str, str]]:
+    """A row of the table for each decoder; notes the figures that goals are judged by."""
+    tokens = len(decoders.prompts) * decoders.new
+    limit = machine.bandwidth(quick)
+    out = []
+    for kind, each in seconds.items():
+        width = f"{decoders.shape.layers} x {decoders.shape.width}, V {decoders.shape.vocabulary:,}"
+        line = {"decoding": width, "by": kind, "seconds": f"{spread(each).value:.3g}"}
+        line["tokens a second"] = f"{tokens / spread(each).value:,.0f}"
+        if kind in (FP32, BF16):
+            name = f"decode/{place}/{'bf16' if kind == BF16 else 'fp32'}"
+            read = flop.decoding_bytes(decoders.low if kind == BF16 else decoders.model, len(decoders.prompts), TOP_K)
+            share = spread([read * decoders.new / s / limit for s in each])
+            section.figures[f"{name}/bandwidth"] = share
+            line["weights read, GB a second"] = f"{share.value * limit / 1e9:.3g}"
+            line["share of the memory bandwidth"] = f"{100 * share.value:.0f} % of {limit / 1e9:.3g} GB/s"
+            for peer in (TRLX, SNELL):
+                gain = speedup(each, seconds[peer])
+                line[f"times {peer}'s speed"] = f"{gain.value:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
+                section.figures[f"{name}/{peer}"] = gain
+        out.append(line)
+    return out

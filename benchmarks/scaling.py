@@ -1,0 +1,92 @@
+"""Growth: seconds a step, ours and trlx style in float32, as one of dialogues, T, V and D grows. Decision: dialogues of
+equal length, so that no padding is saved: the case that suits us least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pairs import Measured, say, speedup, spread
+from benchmarks.report import Section
+from benchmarks.shapes import Shape
+from benchmarks.train import FP32, TRLX, Trainers, compare
+
+BASE = Shape("growth", 4, 128, 4, 2_000, 16, mean=128, spread=None)
+AXES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "dialogues": ("dialogues", (4, 8, 16, 32, 64)),
+    "T": ("mean", (64, 128, 256, 512, 1024)),
+    "V": ("vocabulary", (50, 2_000, 10_000, 50_257, 151_936)),
+    "D": ("width", (64, 128, 256, 512, 768)),
+}
+QUICK: dict[str, tuple[str, tuple[int, ...]]] = {"dialogues": ("dialogues", (2, 4)), "V": ("vocabulary", (50, 500))}
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """The slope of log seconds over log size, by least squares: 1 is linear growth."""
+    x, y = [math.log(s) for s in sizes], [math.log(s) for s in seconds]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+
+
+def measure(pairs: int, quick: bool = False) -> Section:
+    """The table; its figures are the lowest ratio of all and the exponents."""
+    section = Section("scaling", "Growth")
+    gains: list[Measured] = []
+    base = replace(BASE, width=32, layers=2, mean=32) if quick else BASE
+    for axis, (field, sizes) in (QUICK if quick else AXES).items():
+        ours = []
+        for size in sizes:
+            say(f"scaling: {axis} {size:,}")
+            changed: dict[str, Any] = {field: size}
+            trainers = Trainers(replace(base, **changed), (FP32, TRLX))
+            seconds = compare(trainers, pairs)
+            gains.append(speedup(seconds[FP32], seconds[TRLX]))
+            ours.append(spread(seconds[FP32]).value)
+            line = {"growing": axis, "size": f"{size:,}", "decisions": f"{trainers.batch().n:,}"}
+            line |= {f"{kind}: seconds a step": f"{spread(seconds[kind]).value:.4f}" for kind in (FP32, TRLX)}
+            line["times trlx style's speed"] = f"{gains[-1].value:.2f} [{gains[-1].low:.2f}, {gains[-1].high:.2f}]"
+            section.rows.append(line)
+            section.figures[f"scaling/{axis}/{size}/{FP32}"] = spread(seconds[FP32])
+            section.figures[f"scaling/{axis}/{size}/{TRLX}"] = spread(seconds[TRLX])
+        found = exponent(sizes, ours)
+        section.figures[f"scaling/{axis}/exponent"] = Measured(found, found, found)
+    section.figures["scaling/lowest"] = min(gains)
+    fits = [axis for axis in AXES if f"scaling/{axis}/exponent" in section.figures]
+    shown = ", ".join(f"{axis} {section.figures[f'scaling/{axis}/exponent'].value:.2f}" for axis in fits)
+    section.notes.append(
+        f"What does not grow: {base.layers} layers, D {base.width}, V {base.vocabulary:,}, {base.dialogues} dialogues "
+        f"of {base.mean} tokens, about half of which are decisions. Exponents of our seconds over the size: {shown}; a "
+        "step has fixed costs, so one below 1 says that they still count."
+    )
+    return section
+
+
+def plot(section: Section, path: Path) -> None:
+    """Seconds over size on logarithmic axes, one panel an axis, as a PNG."""
+    from matplotlib import use
+
+    use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(AXES), figsize=(10, 2.6), sharey=True, layout="constrained")
+    for panel, (axis, (_, sizes)) in zip(panels, AXES.items(), strict=True):
+        for kind, mark in ((FP32, "o-"), (TRLX, "s--")):
+            found = [section.figures[f"scaling/{axis}/{size}/{kind}"] for size in sizes]
+            panel.plot(sizes, [f.value for f in found], mark, label=kind, markersize=3, linewidth=1)
+            panel.fill_between(sizes, [f.low for f in found], [f.high for f in found], alpha=0.2)
+        panel.set(xscale="log", yscale="log", xlabel=axis, xticks=sizes, xticklabels=[_short(s) for s in sizes])
+        panel.minorticks_off()
+        panel.tick_params(labelsize=7)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("seconds a step")
+    panels[0].legend(fontsize=7)
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def _short(size: int) -> str:
+    return f"{size / 1000:.0f}k" if size >= 10_000 else str(size)
