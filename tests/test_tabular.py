@@ -1,13 +1,17 @@
-"""What is learned against dynamic programming: with a table for a trunk, Q and V must be the tabular expectile fixed
-point of the same transitions."""
+"""What is learned against dynamic programming: with a table for a trunk, Q and V must be the tabular fixed point of the
+same transitions, each algorithm's with its own value of a state."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ilql.algos import ilql, mc
+from ilql.algos import ilql, mc, sarsa
 from ilql.data import collate
 from ilql.envs.maze import Maze
 from ilql.learner import Learner
@@ -29,8 +33,8 @@ def expectile_of(values: np.ndarray, tau: float) -> float:
     return (low + high) / 2
 
 
-def fixed_point(transitions: list[tuple[int, int, float, int | None]], tau: float) -> tuple[dict, dict]:
-    """Q(s, a) = mean of r + gamma V(s'), V(s) = expectile over the logged actions at s, iterated until it stands."""
+def fixed_point(transitions: list[tuple[int, int, float, int | None]], value: Callable[[np.ndarray], float]) -> tuple:
+    """Q(s, a) = mean of r + gamma V(s'), V(s) = value of the Q of the logged actions at s, iterated until it stands."""
     q: dict[tuple[int, int], float] = {}
     v: dict[int, float] = dict.fromkeys({t[0] for t in transitions}, 0.0)
     for _ in range(2000):
@@ -38,7 +42,7 @@ def fixed_point(transitions: list[tuple[int, int, float, int | None]], tau: floa
         for s, a, r, after in transitions:
             targets.setdefault((s, a), []).append(r + (GAMMA * v[after] if after is not None else 0.0))
         q = {key: float(np.mean(x)) for key, x in targets.items()}
-        new = {s: expectile_of(np.array([q[t[0], t[1]] for t in transitions if t[0] == s]), tau) for s in v}
+        new = {s: value(np.array([q[s, t[1]] for t in transitions if t[0] == s])) for s in v}
         change = max(abs(new[s] - v[s]) for s in v)
         v = new
         if change < 1e-10:
@@ -46,11 +50,25 @@ def fixed_point(transitions: list[tuple[int, int, float, int | None]], tau: floa
     return q, v
 
 
-def learn(rows: list[dict], vocab: int, steps: int, history: int | None = None):
-    """Full-batch ILQL with targets that follow at once, at a decaying rate."""
+def learn(
+    rows: list[dict],
+    vocab: int,
+    steps: int,
+    history: int | None = None,
+    algo: ModuleType = ilql,
+    cfg: Any = None,
+    unseen: float = 0.0,
+):
+    """Full-batch training with targets that follow at once, at a decaying rate. unseen: Q of every token that is no
+    action of the logs, before and, without a penalty, after."""
     model = table_model(vocab)
-    learner = Learner(model, ilql, ilql.Config(gamma=GAMMA, tau=TAU, cql_weight=0.0))
+    cfg = ilql.Config(gamma=GAMMA, tau=TAU, cql_weight=0.0) if cfg is None else cfg
+    learner = Learner(model, algo, cfg)
     batch = collate(rows, gamma=GAMMA, bos=BOS, history=history).to("cpu", torch.float64)
+    with torch.no_grad():
+        for head in [*model.q, *model.q_target]:
+            head.out.bias.fill_(unseen)
+            head.out.bias[batch.action] = 0.0
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5 * (1 + np.cos(np.pi * i / steps)) + 1e-6)
     for _ in range(steps):
@@ -68,13 +86,15 @@ def table(model, vocab: int) -> tuple[np.ndarray, np.ndarray]:
     return model.q_values(h).numpy(), model.v(h).numpy()
 
 
-def assert_fixed_point(rows, transitions, vocab, steps, **options) -> None:
-    q, v = fixed_point(transitions, TAU)
-    got_q, got_v = table(learn(rows, vocab, steps, **options), vocab)
-    for (s, a), value in q.items():
-        assert got_q[s, a] == pytest.approx(value, abs=1e-3), f"Q({s}, {a})"
-    for s, value in v.items():
-        assert got_v[s] == pytest.approx(value, abs=1e-3), f"V({s})"
+def assert_fixed_point(rows, transitions, vocab, steps, value=None, **options):
+    q, v = fixed_point(transitions, value or (lambda x: expectile_of(x, TAU)))
+    model = learn(rows, vocab, steps, **options)
+    got_q, got_v = table(model, vocab)
+    for (s, a), want in q.items():
+        assert got_q[s, a] == pytest.approx(want, abs=1e-3), f"Q({s}, {a})"
+    for s, want in v.items():
+        assert got_v[s] == pytest.approx(want, abs=1e-3), f"V({s})"
+    return model
 
 
 def walk(rng, step, starts, actions: int, first_action: int, limit: int, name: str):
@@ -162,3 +182,8 @@ def test_monte_carlo_returns_are_learned():
         seen.setdefault((s, a), []).append(ret)
     for (s, a), values in seen.items():
         assert got[s, a] == pytest.approx(np.mean(values), abs=1e-3)
+
+
+def test_sarsa_learns_the_values_of_the_logs():
+    rows, transitions = gather(chain, [1, 3, 5], 2, 6, 20, 60)
+    assert_fixed_point(rows, transitions, 8, 1500, np.mean, algo=sarsa, cfg=sarsa.Config(gamma=GAMMA, cql_weight=0.0))

@@ -7,6 +7,6 @@ extracted), `STEPS` (the time steps it is defined for), `CRITIC` ("vocabulary", 
 `select(returns, cfg) -> mask of dialogues`.
 """
 
-from ilql.algos import bc, filtered_bc, ilql, mc
+from ilql.algos import bc, filtered_bc, ilql, mc, sarsa
 
-ALGOS = {"bc": bc, "filtered_bc": filtered_bc, "mc": mc, "ilql": ilql}
+ALGOS = {"bc": bc, "filtered_bc": filtered_bc, "mc": mc, "sarsa": sarsa, "ilql": ilql}

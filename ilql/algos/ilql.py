@@ -9,16 +9,15 @@ that keeps unseen tokens low, and a BC actor that decoding re-weights by beta (Q
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ilql.algos import limits
 from ilql.data import Batch
 from ilql.learner import Out
 from ilql.losses import cql, expectile, nll, td, td_target
 from ilql.scores import advantage as scores
-from ilql.types import InputError
 
 __all__ = ["Config", "loss", "scores"]
 
@@ -39,14 +38,10 @@ class Config:
     polyak: float = 0.005
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise InputError(f"ilql.gamma is {self.gamma}, but must be in [0, 1]")
-        if not 0 < self.tau <= 1:
-            raise InputError(f"ilql.tau is {self.tau}, but must be in (0, 1]")
-        if not 0 <= self.cql_weight < math.inf:
-            raise InputError(f"ilql.cql_weight is {self.cql_weight}, but must be 0 or more")
-        if not 0 <= self.polyak <= 1:
-            raise InputError(f"ilql.polyak is {self.polyak}, but must be in [0, 1]")
+        limits.share("ilql.gamma", self.gamma)
+        limits.expectile("ilql.tau", self.tau)
+        limits.not_negative("ilql.cql_weight", self.cql_weight)
+        limits.share("ilql.polyak", self.polyak)
 
 
 def loss(out: Out, batch: Batch, cfg: Config) -> dict[str, Tensor]:

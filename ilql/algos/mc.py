@@ -4,16 +4,15 @@ stitch."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ilql.algos import limits
 from ilql.data import Batch
 from ilql.learner import Out
 from ilql.losses import cql, nll, td
 from ilql.scores import advantage as scores
-from ilql.types import InputError
 
 __all__ = ["Config", "loss", "scores"]
 
@@ -33,12 +32,9 @@ class Config:
     polyak: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise InputError(f"mc.gamma is {self.gamma}, but must be in [0, 1]")
-        if not 0 <= self.cql_weight < math.inf:
-            raise InputError(f"mc.cql_weight is {self.cql_weight}, but must be 0 or more")
-        if not 0 <= self.polyak <= 1:
-            raise InputError(f"mc.polyak is {self.polyak}, but must be in [0, 1]")
+        limits.share("mc.gamma", self.gamma)
+        limits.not_negative("mc.cql_weight", self.cql_weight)
+        limits.share("mc.polyak", self.polyak)
 
 
 def loss(out: Out, batch: Batch, cfg: Config) -> dict[str, Tensor]:

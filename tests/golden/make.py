@@ -1,12 +1,14 @@
 """Golden loss curves: 20 float64 steps of each algorithm on stored dialogues. Decision: nothing here draws a random
 number. The weights are a formula of their place, so a curve changes with the mathematics and not with a version of
-torch; `make golden` writes the curves anew.
+torch; `make golden` writes the curves anew, and `python -m tests.golden.make NAME ...` those of some algorithms.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,12 +94,12 @@ def path(name: str) -> Path:
     return HERE / f"{name}.json"
 
 
-def main() -> None:
-    for name in ALGOS:
+def main(names: Sequence[str] = ()) -> None:
+    for name in names or ALGOS:
         lines = ",\n".join(json.dumps(row) for row in curve(name))  # json writes a float as repr does, exactly
         path(name).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
         print(f"wrote {path(name).relative_to(HERE.parents[1])}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

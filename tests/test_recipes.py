@@ -1,0 +1,48 @@
+"""The recipes in examples/: each is a valid config, every algorithm has one for the maze, and that one trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from datasets_prep.build import Options, build
+from ilql.algos import ALGOS
+from ilql.config import load_config
+from ilql.trainer import train
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "examples").glob("*.yaml"))
+MOVES = ["move left", "move right", "move up", "move down"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_a_config(path):
+    cfg = load_config(["--config", str(path)])
+    assert cfg.output.startswith("runs/")
+    assert all(folder.startswith("data/") for folder in cfg.data.path)
+
+
+def recipe(algo: str) -> Path:
+    return ROOT / "examples" / f"maze_{algo}.yaml"
+
+
+@pytest.fixture(scope="module")
+def maze(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maze") / "data"
+    build(Options("maze", output=folder, tokenizer="word", action_tokens=MOVES, corpus_options={"dialogues": 40}))
+    return folder
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_the_recipe_of_every_algorithm_trains(algo, maze, tmp_path):
+    options = {"data.path": maze, "output": tmp_path / "run", "steps": 2, "batch.dialogues": 4, "log.every": 1}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    cfg = load_config(["--config", str(recipe(algo)), *words, "--device", "cpu"])
+    assert cfg.algo == algo
+    run = train(cfg)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["total"] != rows[1]["total"]
+    assert (run / "model" / "config.json").is_file()
