@@ -6,13 +6,15 @@ its forward ends in the algorithm's loss, so every parameter is used inside the 
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ilql.backups import value
 from ilql.data import Batch
 from ilql.heads import taken_and_lse
 from ilql.model import ILQLModel
@@ -25,9 +27,9 @@ class Out:
     Each is computed once for every distinct place that it is read at, and spread to the decisions by index.
     """
 
-    def __init__(self, model: ILQLModel, hidden: Tensor, batch: Batch) -> None:
-        """hidden (U, D): the trunk's output for `batch.run`."""
-        self.model, self.hidden, self.batch = model, hidden, batch
+    def __init__(self, model: ILQLModel, hidden: Tensor, batch: Batch, backup: str | None = None) -> None:
+        """hidden (U, D): the trunk's output for `batch.run`. backup: what `q_next` is, see `ilql.backups`."""
+        self.model, self.hidden, self.batch, self.backup = model, hidden, batch, backup
         self._scalar = model.config.critic == "scalar"
 
     @cached_property
@@ -91,10 +93,22 @@ class Out:
     @torch.no_grad()
     def v_next(self) -> Tensor:
         """V at the next state, (N): a constant, and 0 where the discount is 0 and nothing follows."""
+        return self._at_next(self.model.v)  # type: ignore[arg-type]
+
+    @cached_property
+    @torch.no_grad()
+    def q_next(self) -> Tensor:
+        """The next state's value by the target critics and the backup, (N): a constant, and 0 where nothing follows."""
+        if self.backup is None:
+            raise RuntimeError("this loss reads q_next, but its algorithm names no BACKUP")
+        return self._at_next(partial(value, self.model, backup=self.backup))
+
+    def _at_next(self, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `read` makes of the distinct next states (.., D), spread to the decisions, (N)."""
         follows = self.batch.discount != 0
         place, spread = _distinct(self.batch.where[self.batch.next[follows]])
         out = torch.zeros(self.batch.n, dtype=self.hidden.dtype, device=self.hidden.device)
-        out[follows] = self.model.v(self.hidden[place])[spread].to(out.dtype)  # type: ignore[misc]
+        out[follows] = read(self.hidden[place])[spread].to(out.dtype)
         return out
 
     @torch.no_grad()
@@ -138,7 +152,7 @@ class Learner(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The algorithm's loss vectors, each (M) where its name is in `algo.PER_TOKEN`, else (N)."""
         hidden = self.model.hidden(*batch.run)
-        out = Out(self.model, hidden, batch)
+        out = Out(self.model, hidden, batch, getattr(self.algo, "BACKUP", None))
         losses = self.algo.loss(out, batch, self.cfg)
         for name, loss in losses.items():
             wanted = batch.m if name in self.algo.PER_TOKEN else batch.n

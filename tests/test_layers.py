@@ -24,6 +24,7 @@ ORDER = (
     "ilql.model",
     "ilql.build",
     "ilql.compiled",
+    "ilql.backups",
     "ilql.learner",
     "ilql.losses",
     "ilql.algos",

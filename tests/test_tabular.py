@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ilql.algos import ilql, mc, sarsa
+from ilql.algos import cql, ilql, mc, sarsa
 from ilql.data import collate
 from ilql.envs.maze import Maze
 from ilql.learner import Learner
@@ -187,3 +187,20 @@ def test_monte_carlo_returns_are_learned():
 def test_sarsa_learns_the_values_of_the_logs():
     rows, transitions = gather(chain, [1, 3, 5], 2, 6, 20, 60)
     assert_fixed_point(rows, transitions, 8, 1500, np.mean, algo=sarsa, cfg=sarsa.Config(gamma=GAMMA, cql_weight=0.0))
+
+
+@pytest.mark.parametrize("unseen", [-100.0, 0.0], ids=["known to be bad", "unknown"])
+def test_cql_takes_the_best_of_all_tokens(unseen):
+    """Where every action is in the logs and the rest is known to be bad, Q is the optimal one; a token that no log has
+    is believed, as nothing here says otherwise."""
+    rows, transitions = gather(chain, range(1, 6), 2, 6, 2, 60)
+    q, _ = fixed_point(transitions, lambda x: max(x.max(), unseen))
+    cfg = cql.Config(gamma=GAMMA, cql_weight=0.0)
+    got, _ = table(learn(rows, 8, 1500, algo=cql, cfg=cfg, unseen=unseen), 8)
+    for (s, a), want in q.items():
+        assert got[s, a] == pytest.approx(want, abs=1e-3), f"Q({s}, {a})"
+    if unseen:
+        best = np.array([5.0])  # from the last cell to the first: a step costs 1
+        for _ in range(4):
+            best = np.append(best, GAMMA * best[-1] - 1)
+        assert [got[s, 7] for s in (5, 4, 3, 2, 1)] == pytest.approx(best.tolist(), abs=1e-3)
