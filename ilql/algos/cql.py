@@ -8,8 +8,8 @@ down where the logs say nothing.
     L     = L_Q + L_V + cql_weight L_CQL - log pi(a | s)
 
 Decision: the paper's policy for discrete actions is the largest Q. Decoding by log pi + beta (Q - V) tends to it,
-within the actor's support, as beta grows, and is the logs' policy at beta 0. No backup reads V: it is the mean of Q over
-the logs' actions, so that scores have an advantage to show; a constant over actions, it changes no policy.
+within the actor's support, as beta grows, and is the logs' policy at beta 0. No backup reads V: it is the mean of Q
+over the logs' actions, so that scores have an advantage to show; a constant over actions, it changes no policy.
 """
 
 from __future__ import annotations
