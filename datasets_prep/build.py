@@ -7,32 +7,30 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import tempfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from tqdm import tqdm
 
 from datasets_prep import CORPORA, split, stats
 from datasets_prep import tokenizer as tk
-from datasets_prep.encode import Encoder, Row, check
-from datasets_prep.layout import compact, content
-from datasets_prep.overlong import fit
+from datasets_prep.check import check
+from datasets_prep.chunks import chunks
+from datasets_prep.columns import Columns
+from datasets_prep.encode import Encoder
+from datasets_prep.layout import MarkLayout, compact, content
 from datasets_prep.rejects import Reject
-from datasets_prep.write import SplitWriter, batch
+from datasets_prep.work import Task, all_done, parts
+from datasets_prep.write import SplitWriter
 from ilql import schema
 from ilql.types import InputError
-
-CHUNK_DIALOGUES, CHUNK_CHARACTERS = 256, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -52,15 +50,6 @@ class Options:
     workers: int = 1
     seed: int = 0
     corpus_options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Chunk:
-    """What a worker makes of some dialogues."""
-
-    rejects: list[Reject]
-    batches: dict[str, pa.RecordBatch]
-    facts: dict[str, list[stats.Facts]]
 
 
 def build(options: Options) -> dict[str, Any]:
@@ -108,9 +97,10 @@ def _refuse(options: Options) -> None:
 def _fill(part: Path, options: Options) -> dict[str, Any]:
     validation = split.parse(options.validation)
 
+    corpus, seed, own = CORPORA[options.corpus], options.seed, options.corpus_options
+
     def source() -> Iterator[split.Item]:
-        corpus = CORPORA[options.corpus]
-        return split.items(corpus, options.inputs, validation, options.seed, options.corpus_options)
+        return split.items(corpus, options.inputs, validation, seed, own)
 
     tokenizer = _tokenizer(options, source)
     tk.add_action_tokens(tokenizer, options.action_tokens)
@@ -121,33 +111,46 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
     tallies = {name: stats.Tally() for name in schema.SPLITS}
     count, reasons = 0, Counter[str]()
     examples: dict[str, Reject] = {}
-    task = _Task(str(part / "tokenizer"), options.step, options.max_length, options.overlong)
+    splitter = split.Splitter(corpus, options.inputs, validation, seed)
+    task = Task(
+        corpus=options.corpus,
+        corpus_options=own,
+        tokenizer=str(part / "tokenizer"),
+        layout=encoder.layout if isinstance(encoder.layout, MarkLayout) else None,
+        step=options.step,
+        max_length=options.max_length,
+        overlong=options.overlong,
+        grouped=splitter.grouped,
+    )
+    action_ids = list(tk.action_tokens(encoder.tokenizer).values())
+    work = splitter.read(lambda paths: parts(corpus, paths, seed, own))
     with (
         (part / "rejected.jsonl").open("w", encoding="utf-8", newline="\n") as rejected,
         tqdm(desc="encoding", unit=" dialogues", disable=None) as bar,
     ):
-        for size, chunk in _encoded(_chunks(source()), task, options.workers):
-            count += size
-            bar.update(size)
+        for chunk in chunks(all_done(task, work, options.workers), splitter):
+            count += chunk.size
+            bar.update(chunk.size)
             for fault in chunk.rejects:
                 rejected.write(json.dumps(fault.as_dict(), ensure_ascii=True) + "\n")
                 kind = _kind(fault)
                 reasons[kind] += 1
                 examples.setdefault(kind, fault)
-            for name, rows in chunk.batches.items():
-                writers[name].write(rows)
-                for row in chunk.facts[name]:
-                    tallies[name].add(row)
+            for name, found in chunk.rows.items():
+                rows = Columns.together(found)
+                writers[name].write(rows.batch())
+                tallies[name].add(rows, encoder.unk_id, action_ids)
+    splitter.close()
     for writer in writers.values():
         writer.close()
-    rows, refused = sum(w.rows for w in writers.values()), reasons.total()
-    if count != rows + refused:
-        raise AssertionError(f"{count} episodes in, but {rows} rows out and {refused} rejected")
+    written, refused = sum(w.rows for w in writers.values()), reasons.total()
+    if count != written + refused:
+        raise AssertionError(f"{count} episodes in, but {written} rows out and {refused} rejected")
     _judge(count, refused, reasons, examples, options)
     if not writers["train"].rows:
         raise InputError("no dialogue is left for train; look at --input, --validation and --max-length")
     statistics: dict[str, Any] = {n: t.summary() for n, t in tallies.items() if writers[n].rows}
-    statistics |= {"episodes_in": count, "rows_out": rows, "rejected": refused, "rejected_reasons": dict(reasons)}
+    statistics |= {"episodes_in": count, "rows_out": written, "rejected": refused, "rejected_reasons": dict(reasons)}
     uses = sum((t.action_tokens for t in tallies.values()), Counter[int]())
     statistics["action_tokens"] = {text: uses[i] for text, i in tk.action_tokens(encoder.tokenizer).items()}
     manifest = _manifest(part, options, encoder, writers, statistics, refused)
@@ -167,7 +170,7 @@ def _tokenizer(options: Options, source: Callable[[], Iterator[split.Item]]) -> 
                 continue
             try:
                 check(episode.turns)
-                found = [content(turn) for turn in episode.turns]
+                found = [content(turn.text, turn.tool_calls) for turn in episode.turns]
                 found += [compact(list(episode.tools))] if episode.tools else []
                 for text in found:
                     text.encode()
@@ -176,78 +179,6 @@ def _tokenizer(options: Options, source: Callable[[], Iterator[split.Item]]) -> 
             yield from found
 
     return tk.train(options.tokenizer, () if options.tokenizer == "byte" else texts())
-
-
-@dataclass(frozen=True)
-class _Task:
-    tokenizer: str
-    step: str
-    max_length: int | None
-    overlong: str
-
-
-_encoder: tuple[str, Encoder] | None = None  # of this process
-
-
-def _encode(task: _Task, items: list[split.Item]) -> Chunk:
-    """Encode some dialogues, in a worker or in the main process."""
-    global _encoder
-    if _encoder is None or _encoder[0] != task.tokenizer:
-        _encoder = task.tokenizer, Encoder.from_folder(task.tokenizer)
-    encoder = _encoder[1]
-    action_ids = list(tk.action_tokens(encoder.tokenizer).values())
-    rejects: list[Reject] = []
-    rows: dict[str, list[Row]] = {}
-    facts: dict[str, list[stats.Facts]] = {}
-    for name, item in items:
-        if isinstance(item, Reject):
-            rejects.append(item)
-            continue
-        try:
-            row, cut = fit(encoder, item, task.step, task.max_length, task.overlong)
-        except Reject as fault:
-            rejects.append(fault.at(item))
-            continue
-        rows.setdefault(name, []).append(row)
-        facts.setdefault(name, []).append(stats.facts(row, cut, encoder.unk_id, action_ids))
-    return Chunk(rejects, {name: batch(found) for name, found in rows.items()}, facts)
-
-
-def _chunks(items: Iterable[split.Item]) -> Iterator[list[split.Item]]:
-    """Runs of dialogues, bounded in number and in text."""
-    chunk: list[split.Item] = []
-    size = 0
-    for item in items:
-        chunk.append(item)
-        if not isinstance(item[1], Reject):
-            size += sum(len(turn.text) for turn in item[1].turns)
-        if len(chunk) >= CHUNK_DIALOGUES or size >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _encoded(chunks: Iterator[list[split.Item]], task: _Task, workers: int) -> Iterator[tuple[int, Chunk]]:
-    """Encoded chunks in order, with the number of dialogues that went in; never more than a few wait in memory."""
-    if workers == 1:
-        for items in chunks:
-            yield len(items), _encode(task, items)
-        return
-    # spawn: the tokenizers library runs threads, which a fork would break
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    waiting: deque[tuple[int, Future[Chunk]]] = deque()
-    try:
-        for items in chunks:
-            waiting.append((len(items), pool.submit(_encode, task, items)))
-            if len(waiting) >= 2 * workers:
-                size, future = waiting.popleft()
-                yield size, future.result()
-        for size, future in waiting:
-            yield size, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _kind(fault: Reject) -> str:

@@ -26,7 +26,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from datasets_prep.encode import number
+from datasets_prep import lines
+from datasets_prep.check import number
+from datasets_prep.lines import Part
 from datasets_prep.rejects import Placed, Reject
 from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
 
@@ -54,6 +56,7 @@ class Dialogue(msgspec.Struct, forbid_unknown_fields=True):
     meta: dict[str, Any] | None = None
 
 
+_decode = msgspec.json.Decoder(Dialogue).decode
 FIELDS = tuple(dict.fromkeys([*Dialogue.__struct_fields__, *Message.__struct_fields__]))
 
 
@@ -63,30 +66,36 @@ def episodes(inputs: list[Path], *, seed: int = 0, agent_role: str = AGENT) -> I
     agent_role: the role that the policy is to play; its messages become the agent's, and `assistant`'s the partner's.
     Raises InputError for a file that cannot be read or holds no line. seed is not used.
     """
+    for part in file_parts(inputs):
+        yield from read_part(part, agent_role=agent_role)
+
+
+def file_parts(inputs: list[Path]) -> Iterator[Part]:
+    """The files in parts, each of which can be read by itself. Raises InputError as `episodes` does."""
     if not inputs:
         raise InputError("chat reads log files: give --input FILE.jsonl")
-    decoder = msgspec.json.Decoder(Dialogue)
     stems = Counter(path.stem for path in inputs)
     for k, path in enumerate(inputs, 1):
-        stem = path.stem if stems[path.stem] == 1 else f"{path.stem}.{k}"  # a folder a day, with the same names inside
         if path.is_dir():
             raise InputError(f"{path} is a folder; give its files")
-        empty = True
         with path.open("rb") as file:
             _refuse_other_forms(path, file.read(4))
-            file.seek(0)
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if not line.strip():
-                    continue
-                empty = False
-                try:
-                    yield _episode(decoder, line, (path.name, number), f"{stem}-{number}", agent_role)
-                except Reject as fault:
-                    yield Reject(path.name, number, fault.field, fault.reason, fault.id)
+        stem = path.stem if stems[path.stem] == 1 else f"{path.stem}.{k}"  # a folder a day, with the same names inside
+        empty = True
+        for part in lines.parts(path, stem):
+            empty = empty and part.blank
+            yield part
         if empty:
             raise InputError(f"{path} is empty: it holds no dialogue")
+
+
+def read_part(part: Part, *, agent_role: str = AGENT) -> Iterator[Episode | Reject]:
+    """The dialogues of a part of a file."""
+    for at, line in part.lines():
+        try:
+            yield _episode(line, (part.path.name, at), f"{part.stem}-{at}", agent_role)
+        except Reject as fault:
+            yield Reject(part.path.name, at, fault.field, fault.reason, fault.id)
 
 
 def _refuse_other_forms(path: Path, begins: bytes) -> None:
@@ -97,10 +106,8 @@ def _refuse_other_forms(path: Path, begins: bytes) -> None:
         raise InputError(f"{path} is UTF-16; convert it to UTF-8")
 
 
-def _episode(
-    decoder: msgspec.json.Decoder[Dialogue], line: bytes, place: tuple[str, int], fallback: str, agent_role: str
-) -> Episode:
-    log = _parse(decoder, line)
+def _episode(line: bytes, place: tuple[str, int], fallback: str, agent_role: str) -> Episode:
+    log = _parse(line)
     name = fallback if log.id is None else str(log.id)
     turns = []
     for k, message in enumerate(log.messages):
@@ -168,9 +175,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _parse(decoder: msgspec.json.Decoder[Dialogue], line: bytes) -> Dialogue:
+def _parse(line: bytes) -> Dialogue:
     try:
-        log = decoder.decode(line)
+        log = _decode(line)
         json.loads(line, object_pairs_hook=_once, parse_int=str, parse_float=str)  # msgspec takes the last of two
         return log
     except _Twice as fault:

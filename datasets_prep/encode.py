@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from datasets_prep import tokenizer as tk
-from datasets_prep.layout import Laid, MarkLayout
-from datasets_prep.rejects import Reject, at
-from datasets_prep.template import TemplateLayout
-from ilql.schema import STEPS
-from ilql.types import AGENT, Episode, InputError, Turn
+import numpy as np
 
-Row = dict[str, Any]
-LARGEST = 3.4028234663852886e38  # of a float32, what rewards are stored as
+from datasets_prep import check
+from datasets_prep import tokenizer as tk
+from datasets_prep.columns import Columns, Row
+from datasets_prep.layout import Layout, MarkLayout, Sheet
+from datasets_prep.rejects import Reject, at
+from datasets_prep.talks import Talks
+from ilql.schema import STEPS
+from ilql.types import Episode, InputError, Turn
 
 
 class Encoder:
@@ -39,11 +39,11 @@ class Encoder:
         self._action_texts = {i: text for text, i in texts.items()}
         by_text = {text.strip(): i for text, i in texts.items()}
         ours = tk.turn_format(tokenizer) == tk.TURN_FORMAT
-        self._layout = MarkLayout(tokenizer, by_text) if ours else TemplateLayout(tokenizer, by_text)
+        self.layout: Layout = MarkLayout(tokenizer, by_text) if ours else _foreign(tokenizer, by_text)
         self.vocab_size: int = len(tokenizer)
-        self.bos_id: int = self._layout.bos_id
+        self.bos_id: int = self.layout.bos_id
         self.pad_id: int = self.bos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.end_ids: list[int] = [*self._layout.stop_ids, *texts.values()]
+        self.end_ids: list[int] = [*self.layout.stop_ids, *texts.values()]
         self.unk_id: int | None = tokenizer.unk_token_id
 
     @classmethod
@@ -60,23 +60,10 @@ class Encoder:
         the last transition bootstraps there; where nothing followed it ends with the agent's last action.
         Raises Reject for a dialogue that is no evidence: see `check`.
         """
-        if step not in STEPS:
-            raise InputError(f"step is {step!r}, not one of {', '.join(STEPS)}")
-        turns = episode.turns
-        check(turns)
-        last = max(i for i, turn in enumerate(turns) if turn.is_action)
-        laid = self._layout.lay(turns, episode.tools, header=not episode.terminated and last + 1 < len(turns))
-        if last + 1 == len(turns):  # nobody reads what a template writes behind the last action
-            del laid.tokens[laid.spans[-1][2] :]
-        try:
-            meta = json.dumps(episode.meta, ensure_ascii=False, sort_keys=True, allow_nan=False)
-            meta.encode()
-            episode.id.encode()
-        except (TypeError, ValueError, RecursionError) as error:
-            raise Reject("", 0, "meta", f"id or meta cannot be written as JSON ({type(error).__name__})") from None
-        row: Row = {"id": episode.id, "tokens": laid.tokens, "turn": laid.turn}
-        row |= transitions(turns, laid, step)
-        return row | {"terminated": episode.terminated, "meta": meta}
+        columns, faults = encode_all(self.layout, [episode], step)
+        for fault in faults.values():
+            raise fault
+        return columns.row(0)
 
     def state(
         self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] | None = None
@@ -86,8 +73,8 @@ class Encoder:
         The last beginning is that of the agent's open turn. Exactly the first tokens that `encode` gives to a dialogue
         which goes on from there. Raises Reject for turns that no row could hold.
         """
-        check_turns(turns)
-        laid = self._layout.lay(turns, tools, header=True)
+        check.check_turns(turns)
+        laid = self.layout.lay(turns, tools, header=True)
         return laid.tokens, laid.turn
 
     def text(self, ids: Sequence[int]) -> str:
@@ -96,91 +83,107 @@ class Encoder:
         end = next((k for k, i in enumerate(ids) if i in self.end_ids), len(ids))
         said = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         closing = self._action_texts.get(ids[end], "") if end < len(ids) else ""
-        return self._layout.tidy(said) + closing
+        return self.layout.tidy(said) + closing
 
 
-def check_turns(turns: Sequence[Turn]) -> None:
-    """Reject an unknown role, or tool calls that are not the agent's."""
-    for i, turn in enumerate(turns):
-        if turn.role not in tk.ROLES:
-            raise Reject("", 0, at(i, "role"), f"{turn.role!r} is none of {', '.join(tk.ROLES)}")
-        if turn.tool_calls and turn.role != AGENT:
-            raise Reject("", 0, at(i, "tool_calls"), f"on a turn of {turn.role!r}; only the agent calls tools")
+def _foreign(tokenizer: Any, actions: dict[str, int]) -> Layout:
+    from datasets_prep.template import TemplateLayout  # with it come transformers, which a worker may do without
+
+    return TemplateLayout(tokenizer, actions)
 
 
-def check(turns: Sequence[Turn]) -> None:
-    """Reject a dialogue without an action, a reward that is not a finite number, or one that is not on an action."""
-    check_turns(turns)
-    for i, turn in enumerate(turns):
-        field = at(i, "reward")
-        number(turn.reward, field)
-        if turn.reward and turn.role != AGENT:
-            raise Reject("", 0, field, f"on a turn of {turn.role!r}; only a turn of the agent may carry one")
-        if turn.reward and not turn.act:
-            raise Reject("", 0, field, "on a turn of the agent that is not to be learned from (loss_mask 0)")
-    if not any(turn.is_action for turn in turns):
-        raise Reject("", 0, "messages", "no turn of the agent to learn from")
+def encode_all(layout: Layout, episodes: Sequence[Episode], step: str) -> tuple[Columns, dict[int, Reject]]:
+    """All dialogues but those that are no evidence, in order, and what is wrong with these, by their place."""
+    if step not in STEPS:
+        raise InputError(f"step is {step!r}, not one of {', '.join(STEPS)}")
+    talks = Talks(episodes)
+    faults = check.faults(talks)
+    places = [i for i in range(len(talks)) if i not in faults]
+    if faults:
+        talks = talks.take(places)
+    sheet, unlaid = layout.lay_all(talks, open_ended(talks))
+    if unlaid:
+        faults |= {places[k]: fault for k, fault in unlaid.items()}
+        kept = [k for k in range(len(talks)) if k not in unlaid]
+        places, talks = [places[k] for k in kept], talks.take(kept)
+    meta, unwritten = _metas(talks.episodes)
+    logp, unlikely = _logps(talks, sheet, step)
+    columns = Columns(
+        step=step,
+        id=[episode.id for episode in talks.episodes],
+        meta=meta,
+        terminated=np.array([episode.terminated for episode in talks.episodes], bool),
+        **{name: getattr(sheet, name) for name in ("tokens", "size", "turn", "turns", "start", "end", "spans")},
+        reward=np.array(talks.reward, np.float64)[talks.is_action],
+        logp=logp,
+        cut=np.zeros((len(talks), 2), np.int64),
+    )
+    late = unlikely | unwritten
+    if late:
+        faults |= {places[k]: fault for k, fault in late.items()}
+        columns = columns.take([k for k in range(len(talks)) if k not in late])
+    return columns, faults
 
 
-def number(value: Any, where: str) -> float:
-    """A finite number that fits into 32 bits, as a float; True, "1" and NaN are none, and a Reject."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise Reject("", 0, where, f"a {type(value).__name__}, not a number")
-    try:
-        result = float(value)
-    except OverflowError:
-        result = math.inf
-    if not abs(result) <= LARGEST:
-        raise Reject("", 0, where, "NaN, infinite or too large for a 32-bit number")
-    return result
+def open_ended(talks: Talks) -> np.ndarray:
+    """Which dialogues (B) were cut off after the agent's last turn was answered, so that they end with its header."""
+    acts = np.flatnonzero(talks.is_action)
+    last = acts[np.searchsorted(acts, talks.first[1:]) - 1]  # every dialogue has an action
+    cut_off = np.array([not episode.terminated for episode in talks.episodes], bool)
+    return cut_off & (last + 1 < talks.first[1:])
 
 
-def transitions(turns: Sequence[Turn], laid: Laid, step: str) -> dict[str, list[Any]]:
-    """The columns start, end, reward and logp: one entry a token of each action, or one an utterance.
-
-    An utterance's reward is received on completing it, so at token steps it sits on the last token and nowhere else.
-    """
-    start: list[int] = []
-    end: list[int] = []
-    reward: list[float] = []
-    logp: list[float | None] = []
-    for i, s, e in laid.spans:
-        turn = turns[i]
-        if step == "utterance":
-            start.append(s)
-            end.append(e)
-            reward.append(float(turn.reward))
-            logp.append(_scalar_logp(turn.logp, at(i, "logp")))
-        else:
-            start += range(s, e)
-            end += range(s + 1, e + 1)
-            reward += [0.0] * (e - s - 1) + [float(turn.reward)]
-            logp += _token_logp(turn.logp, e - s, at(i, "logp"))
-    if not start:
-        raise Reject("", 0, "messages", "no token of the agent to learn from")
-    return {"start": start, "end": end, "reward": reward, "logp": logp}
+_write = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False).encode
 
 
-def _scalar_logp(value: Any, field: str) -> float | None:
+def _metas(episodes: Sequence[Episode]) -> tuple[list[str], dict[int, Reject]]:
+    """The column `meta`, and the dialogues whose id or meta cannot be written."""
+    texts, faults = [], {}
+    for i, episode in enumerate(episodes):
+        try:
+            text = _write(episode.meta)
+            text.encode()
+            episode.id.encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            text = ""
+            faults[i] = Reject("", 0, "meta", f"id or meta cannot be written as JSON ({type(error).__name__})")
+        texts.append(text)
+    return texts, faults
+
+
+def _logps(talks: Talks, sheet: Sheet, step: str) -> tuple[np.ndarray | None, dict[int, Reject]]:
+    """The column `logp`, one number a transition, None where no action has any; and the dialogues at fault in it."""
+    acts = np.flatnonzero(talks.is_action).tolist()
+    if all(talks.logp[k] is None for k in acts):
+        return None, {}
+    lengths = (sheet.end - sheet.start).tolist() if step == "token" else [1] * len(acts)
+    owner = (np.searchsorted(talks.first, acts, side="right") - 1).tolist()
+    column: list[float] = []
+    faults: dict[int, Reject] = {}
+    for k, n, i in zip(acts, lengths, owner, strict=True):
+        field = at(k - int(talks.first[i]), "logp")
+        numbers = [math.nan] * n
+        try:
+            numbers = _token_logp(talks.logp[k], n, field) if step == "token" else _scalar_logp(talks.logp[k], field)
+        except Reject as fault:
+            faults.setdefault(i, fault)
+        column += numbers
+    return np.array(column), faults
+
+
+def _scalar_logp(value: Any, field: str) -> list[float]:
     if value is None:
-        return None
+        return [math.nan]
     if isinstance(value, Sequence):
         raise Reject("", 0, field, "a list, but at utterance steps it is one number a message (or use --step token)")
-    return _logp(value, field)
+    return [check.logp(value, field)]
 
 
-def _token_logp(value: Any, n: int, field: str) -> list[float | None]:
+def _token_logp(value: Any, n: int, field: str) -> list[float]:
     if value is None:
-        return [None] * n
+        return [math.nan] * n
     if not isinstance(value, Sequence):
         raise Reject("", 0, field, "one number, but at token steps it is one a token (or use --step utterance)")
     if len(value) != n:
         raise Reject("", 0, field, f"{len(value)} numbers for a message of {n} tokens, its end included")
-    return [None if x is None else _logp(x, field) for x in value]
-
-
-def _logp(value: Any, field: str) -> float:
-    result = number(value, field)
-    if result > 0:
-        raise Reject("", 0, field, "above 0, so it is not the logarithm of a probability")
-    return result
+    return [math.nan if x is None else check.logp(x, field) for x in value]

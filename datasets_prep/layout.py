@@ -1,20 +1,27 @@
 """What a dialogue looks like as tokens. Decision: two layouts, one result. Our own tokenizers write a turn as mark,
-content, end (`MarkLayout`); any other writes what its chat template says (`datasets_prep.template`). Both give a
-`Laid`, and everything after that is the same code.
+content, end (`MarkLayout`); any other writes what its chat template says (`datasets_prep.template`). Both lay many
+dialogues at once on a `Sheet`, and everything after that is the same code.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import repeat
+from typing import Any, Protocol
+
+import numpy as np
 
 from datasets_prep import tokenizer as tk
 from datasets_prep.rejects import Reject
-from ilql.types import Turn
+from datasets_prep.talks import Talks, offsets
+from ilql.types import AGENT, Episode, Turn
 
-MEMO = 100_000  # distinct turns remembered; templates of a simulator repeat themselves, people hardly do
+# Distinct turns remembered, and their bytes; templates of a simulator repeat themselves, people hardly do.
+MEMO, MEMO_BYTES = 100_000, 64 * 2**20
+UNWRITABLE = "\ud800"  # no text has it: stands for a content that is no JSON
 
 
 @dataclass(slots=True)
@@ -26,6 +33,60 @@ class Laid:
     spans: list[tuple[int, int, int]] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Sheet:
+    """Dialogues (B) as tokens, end to end; places count from the dialogue's own beginning.
+
+    tokens int32, size (B) of them each; turn: where turns begin, turns (B) of them each; start, end of the actions in
+    the order of their turns, spans (B) of them each.
+    """
+
+    tokens: np.ndarray
+    size: np.ndarray
+    turn: np.ndarray
+    turns: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    spans: np.ndarray
+
+    @classmethod
+    def of(cls, laid: Sequence[Laid]) -> Sheet:
+        def flat(parts: Iterable[Iterable[int]], kind: type = np.int64) -> np.ndarray:
+            return np.fromiter((x for part in parts for x in part), kind)
+
+        return cls(
+            tokens=flat((one.tokens for one in laid), np.int32),
+            size=np.array([len(one.tokens) for one in laid], np.int64),
+            turn=flat(one.turn for one in laid),
+            turns=np.array([len(one.turn) for one in laid], np.int64),
+            start=flat((s for _, s, _ in one.spans) for one in laid),
+            end=flat((e for _, _, e in one.spans) for one in laid),
+            spans=np.array([len(one.spans) for one in laid], np.int64),
+        )
+
+
+class Layout(Protocol):
+    """bos_id: every dialogue's first token; stop_ids: what ends a turn of the agent."""
+
+    bos_id: int
+    stop_ids: list[int]
+
+    def lay_all(self, talks: Talks, header: np.ndarray) -> tuple[Sheet, dict[int, Reject]]:
+        """The sheet of all dialogues but those at fault, and these faults by the place of their dialogue.
+
+        header (B): whether the agent's open turn follows the last one; without, nothing follows a last action.
+        """
+        ...
+
+    def lay(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] | None, header: bool) -> Laid:
+        """One dialogue. Raises Reject where it cannot be written."""
+        ...
+
+    def tidy(self, text: str) -> str:
+        """Decoded content as the turn's text."""
+        ...
+
+
 def compact(value: Any) -> str:
     """JSON on one line; raises Reject for what is not JSON."""
     try:
@@ -34,62 +95,159 @@ def compact(value: Any) -> str:
         raise Reject("", 0, "tool_calls", f"not JSON ({type(error).__name__})") from None
 
 
-def content(turn: Turn) -> str:
+def content(text: str, calls: Sequence[dict[str, Any]] | None) -> str:
     """What a turn says, its tool calls as compact JSON after the text."""
-    if not turn.tool_calls:
-        return turn.text
-    return turn.text + ("\n" if turn.text else "") + compact(list(turn.tool_calls))
+    if not calls:
+        return text
+    return text + ("\n" if text else "") + compact(list(calls))
 
 
 class MarkLayout:
-    """BOS, then every turn as its speaker's mark, its content and END; contents never become special tokens."""
+    """BOS, then every turn as its speaker's mark, its content and END; contents never become special tokens.
+
+    Distinct turns are tokenised once, all new ones of a call together.
+    """
 
     def __init__(self, tokenizer: Any, actions: dict[str, int]) -> None:
         """actions: stripped text -> id of the action token."""
         ids = tokenizer.backend_tokenizer.token_to_id
         self._backend = tk.backend_without(tokenizer, actions.values())
         self._backend.encode_special_tokens = True
-        self._marks = {role: ids(mark) for role, mark in tk.MARKS.items()}
         self._actions = actions
-        self._memo: dict[tuple[str, str], list[int]] = {}
+        self._marks = {role: ids(mark) for role, mark in tk.MARKS.items()}
+        self._memo: dict[tuple[str, str], bytes] = {}
+        self._memo_bytes = 0
         self.bos_id: int = tokenizer.bos_token_id
-        self.end_id: int = ids(tk.END)
-        self.stop_ids = [self.end_id]
+        self.stop_ids: list[int] = [ids(tk.END)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_memo": {}, "_memo_bytes": 0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._backend.encode_special_tokens = True  # the backend does not write this down itself
 
     def lay(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] | None, header: bool) -> Laid:
-        """header: whether the agent's mark follows the last turn. Tools are a system turn before all others."""
-        laid = Laid([self.bos_id])
-        if tools:
-            laid.turn.append(len(laid.tokens))
-            laid.tokens += self._turn("system", compact(list(tools)))
-        for i, turn in enumerate(turns):
-            begin = len(laid.tokens)
-            laid.turn.append(begin)
-            laid.tokens += self._turn(turn.role, content(turn))
-            if turn.is_action:
-                laid.spans.append((i, begin + 1, len(laid.tokens)))
-        if header:
-            laid.turn.append(len(laid.tokens))
-            laid.tokens.append(self._marks["assistant"])
-        return laid
+        talks = Talks([Episode("", turns, tools=tools)])
+        sheet, faults = self.lay_all(talks, np.array([header]))
+        for fault in faults.values():
+            raise fault
+        acts = np.flatnonzero(talks.is_action).tolist()
+        spans = list(zip(acts, sheet.start.tolist(), sheet.end.tolist(), strict=True))
+        return Laid(sheet.tokens.tolist(), sheet.turn.tolist(), spans)
 
-    def _turn(self, role: str, text: str) -> list[int]:
-        found = self._memo.get((role, text))
-        if found is None:
-            action = self._actions.get(text.strip()) if role == "assistant" else None
-            body = [action] if action is not None else [*self._ids(text), self.end_id]
-            found = [self._marks[role], *body]
-            if len(self._memo) >= MEMO:
-                self._memo.clear()
-            self._memo[role, text] = found
-        return found
-
-    def _ids(self, text: str) -> list[int]:
-        try:
-            return self._backend.encode(text, add_special_tokens=False).ids
-        except (UnicodeEncodeError, TypeError):  # what the tokenizers library raises for it
-            raise Reject("", 0, "content", "a lone surrogate, which is no Unicode text") from None
+    def lay_all(self, talks: Talks, header: np.ndarray) -> tuple[Sheet, dict[int, Reject]]:
+        """The agent's open turn is its mark; tools are a system turn before all others."""
+        pieces, leads = self._pieces(talks), [self._lead(episode.tools) for episode in talks.episodes]
+        gaps = {i for i, lead in enumerate(leads) if not lead and talks.episodes[i].tools}
+        if b"" in pieces:
+            gaps |= {*talks.holders([k for k, piece in enumerate(pieces) if not piece])}
+        if gaps:
+            keep = [i for i in range(len(talks)) if i not in gaps]
+            return self.lay_all(talks.take(keep), header[keep])[0], {i: self._why(talks.episodes[i]) for i in gaps}
+        bos, prompt, first = _bytes([self.bos_id]), _bytes([self._marks["assistant"]]), talks.first.tolist()
+        laid: list[bytes] = []
+        for i, lead in enumerate(leads):
+            laid += (bos, lead) if lead else (bos,)
+            laid += pieces[first[i] : first[i + 1]]
+            if header[i]:
+                laid.append(prompt)
+        led = np.array([bool(lead) for lead in leads], bool)
+        return _sheet(laid, 1 + led + np.diff(talks.first) + header, 1 + led, talks), {}
 
     def tidy(self, text: str) -> str:
-        """Decoded content as the turn's text."""
         return text
+
+    def _pieces(self, talks: Talks) -> list[bytes]:
+        """Every turn's mark, content and end, as the bytes of int32; nothing for one that cannot be written."""
+        said = list(talks.text)
+        for k in talks.calling:
+            try:
+                said[k] = content(talks.text[k], talks.calls[k])
+            except Reject:
+                said[k] = UNWRITABLE
+        keys = list(zip(talks.role, said, strict=True))
+        pieces = list(map(self._memo.get, keys, repeat(b"")))
+        if b"" in pieces:
+            made = self._learn(dict.fromkeys(key for key, piece in zip(keys, pieces, strict=True) if not piece))
+            pieces = [piece or made[key] for key, piece in zip(keys, pieces, strict=True)]
+        return pieces
+
+    def _lead(self, tools: Sequence[dict[str, Any]] | None) -> bytes:
+        """The turn of tools; nothing without any, or where it cannot be written."""
+        if not tools:
+            return b""
+        try:
+            key = ("system", compact(list(tools)))
+        except Reject:
+            return b""
+        return self._memo.get(key) or self._learn([key])[key]
+
+    def _learn(self, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
+        """The pieces of new turns, each given as its role and content, and remembered."""
+        single = {text: self._actions.get(text.strip()) for role, text in keys if role == AGENT}
+        texts = list(dict.fromkeys(text for role, text in keys if role != AGENT or single[text] is None))
+        bodies = dict(zip(texts, self._bodies(texts), strict=True))
+        marks, end = {role: _bytes([i]) for role, i in self._marks.items()}, _bytes(self.stop_ids)
+        made = {}
+        for role, text in keys:
+            action = single[text] if role == AGENT else None
+            body = _bytes([action]) if action is not None else bodies[text]
+            made[role, text] = b"" if body is None else marks[role] + body + (end if action is None else b"")
+        size = sum(len(text) + len(piece) for (_, text), piece in made.items())
+        if len(self._memo) + len(made) > MEMO or self._memo_bytes + size > MEMO_BYTES:
+            self._memo.clear()
+            self._memo_bytes = 0
+        self._memo |= made
+        self._memo_bytes += size
+        return made
+
+    def _bodies(self, texts: list[str]) -> list[bytes | None]:
+        """The tokens of texts; None for a text that is no Unicode."""
+        try:
+            found = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):  # what the tokenizers library raises for a lone surrogate, in any text
+            half = len(texts) // 2
+            return [*self._bodies(texts[:half]), *self._bodies(texts[half:])] if half else [None]
+        return [_bytes(one.ids) for one in found]
+
+    def _why(self, episode: Episode) -> Reject:
+        """The first fault of a dialogue that cannot be written."""
+        try:
+            for text in _contents(episode):
+                if self._bodies([text]) == [None]:
+                    return Reject("", 0, "content", "a lone surrogate, which is no Unicode text")
+        except Reject as fault:
+            return fault
+        raise AssertionError(f"{episode.id!r} has no fault")
+
+
+def _contents(episode: Episode) -> Iterator[str]:
+    if episode.tools:
+        yield compact(list(episode.tools))
+    for turn in episode.turns:
+        yield content(turn.text, turn.tool_calls)
+
+
+def _bytes(ids: Sequence[int]) -> bytes:
+    return array("i", ids).tobytes()
+
+
+def _sheet(laid: list[bytes], pieces: np.ndarray, before: np.ndarray, talks: Talks) -> Sheet:
+    """What the pieces of all dialogues say: pieces (B) of each, before (B) of which stand before its first turn.
+
+    Each dialogue's first piece is BOS, all others are turns.
+    """
+    ends = np.cumsum(np.fromiter(map(len, laid), np.int64, len(laid))) // 4
+    at = offsets(pieces)
+    size = np.diff(ends[at[1:] - 1], prepend=0)
+    shift = np.repeat(np.cumsum(size) - size, pieces)
+    begins, ends = np.append(0, ends[:-1]) - shift, ends - shift
+    opens = np.ones(len(laid), bool)
+    opens[at[:-1]] = False
+    acts = np.flatnonzero(talks.is_action)
+    owner = np.searchsorted(talks.first, acts, side="right") - 1
+    place = acts + (at[:-1] + before - talks.first[:-1])[owner]
+    spans = np.bincount(owner, minlength=len(talks))
+    tokens = np.frombuffer(b"".join(laid), np.int32)
+    return Sheet(tokens, size, begins[opens], pieces - 1, begins[place] + 1, ends[place], spans)

@@ -11,9 +11,14 @@ A single action longer than the limit is a reject in every mode.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from datasets_prep.encode import Encoder, Row
+import numpy as np
+
+from datasets_prep.columns import Columns
+from datasets_prep.encode import encode_all
+from datasets_prep.layout import Layout
 from datasets_prep.rejects import Reject
 from ilql.types import Episode, Turn
 
@@ -28,73 +33,82 @@ class Cut:
     rewards: int = 0
 
 
-def fit(encoder: Encoder, episode: Episode, step: str, max_length: int | None, mode: str) -> tuple[Row, Cut]:
-    """The dialogue's row within max_length tokens (None: any length). Raises Reject where it cannot be."""
-    row = encoder.encode(episode, step)
-    size = len(row["tokens"])
-    if max_length is None or size <= max_length:
-        return row, Cut()
-    utterances = row if step == "utterance" else encoder.encode(_without_logp(episode), "utterance")
-    longest = max(e - s for s, e in zip(utterances["start"], utterances["end"], strict=True))
-    if longest + 2 > max_length:  # BOS and at least one token of header stand before an action
-        raise Reject("", 0, "content", f"an action is longer than --max-length {max_length} allows")
+def fit_all(
+    layout: Layout, episodes: Sequence[Episode], step: str, max_length: int | None, mode: str
+) -> tuple[Columns, dict[int, Reject]]:
+    """`encode_all` within max_length tokens a dialogue (None: any number)."""
+    columns, faults = encode_all(layout, episodes, step)
+    if max_length is None or not (columns.size > max_length).any():
+        return columns, faults
+    places = [i for i in range(len(episodes)) if i not in faults]
+    shorter: dict[int, tuple[Episode, Cut]] = {}
+    for k in np.flatnonzero(columns.size > max_length).tolist():
+        try:
+            shorter[k] = _shorten(layout, episodes[places[k]], columns.take([k]), max_length, mode)
+        except Reject as fault:
+            faults[places[k]] = fault
+    again, none = encode_all(layout, [episode for episode, _ in shorter.values()], step)
+    again.cut[:] = [(cut.turns, cut.rewards) for _, cut in shorter.values()] or 0
+    moved = {k: len(columns) + n for n, k in enumerate(shorter)}
+    order = [moved.get(k, k) for k, i in enumerate(places) if i not in faults]
+    return Columns.together([columns, again]).take(order), faults | none
+
+
+def _shorten(layout: Layout, episode: Episode, row: Columns, limit: int, mode: str) -> tuple[Episode, Cut]:
+    """A dialogue, whose row is longer than the limit, cut. Raises Reject where it cannot be."""
+    if (row.end - row.start).max() + 2 > limit:  # BOS and at least one token of header stand before an action
+        raise Reject("", 0, "content", f"an action is longer than --max-length {limit} allows")
     if mode == "reject":
-        raise Reject("", 0, "messages", f"longer than --max-length {max_length} tokens; --overlong front or tail cuts")
-    cut = (_front if mode == "front" else _tail)(encoder, episode, row, step, max_length)
+        raise Reject("", 0, "messages", f"longer than --max-length {limit} tokens; --overlong front or tail cuts")
+    cut = (_front if mode == "front" else _tail)(layout, episode, row, limit)
     if cut is None:
-        raise Reject("", 0, "messages", f"no whole turns with an action fit into --max-length {max_length} tokens")
+        raise Reject("", 0, "messages", f"no whole turns with an action fit into --max-length {limit} tokens")
     return cut
 
 
-def _without_logp(episode: Episode) -> Episode:
-    return replace(episode, turns=[replace(turn, logp=None) for turn in episode.turns])
+def _fits(layout: Layout, episode: Episode, step: str, limit: int) -> bool:
+    columns, faults = encode_all(layout, [episode], step)
+    return not faults and int(columns.size[0]) <= limit  # at fault: a template that wants a user's turn first
 
 
-def _front(encoder: Encoder, episode: Episode, row: Row, step: str, limit: int) -> tuple[Row, Cut] | None:
+def _front(layout: Layout, episode: Episode, row: Columns, limit: int) -> tuple[Episode, Cut] | None:
     turns = list(episode.turns)
     head = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
     last = max(i for i, turn in enumerate(turns) if turn.is_action)
     for first in range(head + 1, last + 1):
         if _certainly_longer(row, len(turns), first, limit):
             continue
-        try:
-            kept = encoder.encode(replace(episode, turns=turns[:head] + turns[first:]), step)
-        except Reject:  # a template that wants a user's turn first
-            continue
-        if len(kept["tokens"]) <= limit:
+        kept = replace(episode, turns=turns[:head] + turns[first:])
+        if _fits(layout, kept, row.step, limit):
             return kept, _cost(turns[head:first])
     return None
 
 
-def _certainly_longer(row: Row, turns: int, first: int, limit: int) -> bool:
+def _certainly_longer(row: Columns, turns: int, first: int, limit: int) -> bool:
     """A cheap bound that spares encoding: the turns from `first` on alone are longer than the limit.
 
     Only where every turn has a beginning of its own in the row (the agent's open header may follow).
     """
-    begins = row["turn"]
+    begins = row.turn.tolist()
     if len(begins) not in (turns, turns + 1) or first >= len(begins):
         return False
-    return len(row["tokens"]) - begins[first] > limit + 64  # a template may write its first turn shorter than others
+    return len(row.tokens) - begins[first] > limit + 64  # a template may write its first turn shorter than others
 
 
-def _tail(encoder: Encoder, episode: Episode, row: Row, step: str, limit: int) -> tuple[Row, Cut] | None:
+def _tail(layout: Layout, episode: Episode, row: Columns, limit: int) -> tuple[Episode, Cut] | None:
     turns = list(episode.turns)
     first = next(i for i, turn in enumerate(turns) if turn.is_action)
-    ends_in_action: tuple[Row, Cut] | None = None
+    ends_in_action: tuple[Episode, Cut] | None = None
     for stop in range(len(turns) - 1, first, -1):
-        begins = row["turn"]
+        begins = row.turn.tolist()
         if len(begins) >= len(turns) and stop < len(begins) and begins[stop] > limit + 64:
             continue
-        kept_turns = turns[:stop]
-        if kept_turns[-1].is_action and ends_in_action is not None:
+        if turns[stop - 1].is_action and ends_in_action is not None:
             continue
-        try:
-            kept = encoder.encode(replace(episode, turns=kept_turns, terminated=False), step)
-        except Reject:
+        kept = replace(episode, turns=turns[:stop], terminated=False)
+        if not _fits(layout, kept, row.step, limit):
             continue
-        if len(kept["tokens"]) > limit:
-            continue
-        if not kept_turns[-1].is_action:
+        if not turns[stop - 1].is_action:
             return kept, _cost(turns[stop:])
         ends_in_action = kept, _cost(turns[stop:])
     return ends_in_action

@@ -8,15 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from datasets_prep.rejects import Placed, Reject
 from ilql.types import Episode, InputError
 
 Item = tuple[str, Episode | Reject]  # the split, and what stands in it
+T = TypeVar("T")
 
 
 def group(episode: Episode) -> str:
@@ -53,62 +54,106 @@ def parse(value: str | None) -> float | Path | None:
     return fraction
 
 
-def _held_out(corpus: ModuleType, path: Path, seed: int, options: dict[str, Any]) -> Iterator[Episode | Reject]:
-    """The dialogues of a validation file; what is wrong with the file is said of it, not of the inputs."""
-    try:
-        yield from corpus.episodes([path], seed=seed, **options)
-    except InputError as error:
-        raise InputError(f"--validation {path} cannot be used: {error}") from None
+class Seen(NamedTuple):
+    """What splitting asks of a dialogue. group: None where nothing is split."""
+
+    id: str
+    file: str
+    line: int
+    group: str | None
+    unnamed: bool  # the id only says where the line stood, so that another file may have it for another dialogue
 
 
-def _unnamed(episode: Episode) -> bool:
-    """Whether the id only says where the line stood, so that another file may have it for another dialogue."""
-    named_by_line = isinstance(episode, Placed) and re.fullmatch(
-        rf"{re.escape(Path(episode.file).stem)}(\.\d+)?-{episode.line}", episode.id
-    )
-    return bool(named_by_line) and episode.meta.get("group") is None
+def look(episode: Episode, grouped: bool) -> Seen:
+    """grouped: whether anything is split."""
+    file, line = (episode.file, episode.line) if isinstance(episode, Placed) else ("", 0)
+    if not grouped:
+        return Seen(episode.id, file, line, None, False)
+    stem = episode.id.removesuffix(f"-{line}")
+    by_line = stem != episode.id and re.fullmatch(rf"{re.escape(Path(file).stem)}(\.\d+)?", stem)
+    return Seen(episode.id, file, line, group(episode), bool(by_line) and episode.meta.get("group") is None)
+
+
+class Splitter:
+    """Says of every dialogue, in the order of the input, which split it belongs to.
+
+    A validation file is either asked for the groups that it names (a corpus with `groups(path)`), which are then taken
+    out of train, or is itself the validation split; a dialogue of the file whose group train has is a Reject.
+
+    sources: the splits and the files that they are read from.
+    """
+
+    def __init__(self, corpus: ModuleType, inputs: list[Path], validation: float | Path | None, seed: int) -> None:
+        self._corpus, self._validation, self._seed = corpus, validation, seed
+        self._held: set[str] | None = None
+        self._held_out = 0
+        self._trained: set[str] = set()
+        self._seen: dict[str, set[str]] = {}  # a source: lines without an id are named after their file
+        self.sources = [("train", inputs)]
+        if isinstance(validation, Path):
+            if any(validation.samefile(path) for path in inputs):
+                raise InputError(f"--validation {validation} is also an --input; give another file or a fraction")
+            if hasattr(corpus, "groups"):
+                self._held = corpus.groups(validation)
+            else:
+                self.sources.append(("validation", [validation]))
+
+    @property
+    def grouped(self) -> bool:
+        return self._validation is not None
+
+    def place(self, source: str, seen: Seen) -> str:
+        """The split of the next dialogue of a source. Raises Reject for an id that the source had before."""
+        known = self._seen.setdefault(source, set())
+        if seen.id in known:
+            raise Reject(seen.file, seen.line, "id", f"{seen.id!r} is the id of an earlier dialogue", seen.id)
+        known.add(seen.id)
+        if seen.group is None:
+            return source
+        if len(self.sources) > 1 and not seen.unnamed:
+            if source == "train":
+                self._trained.add(seen.group)
+            elif seen.group in self._trained:
+                reason = "the dialogue, its other side or its group stands in --input too"
+                raise Reject(seen.file, seen.line, "id", reason, seen.id)
+        if isinstance(self._validation, float):
+            return "validation" if share(self._seed, seen.group) < self._validation else "train"
+        if self._held is not None and seen.group in self._held:
+            self._held_out += 1
+            return "validation"
+        return source
+
+    def close(self) -> None:
+        """Raises InputError where a file names groups, but no dialogue is of any."""
+        if self._held is not None and not self._held_out:
+            raise InputError(
+                f"--validation {self._validation}: no dialogue of --input is of a group that this file names"
+            )
+
+    def read(self, reader: Callable[[list[Path]], Iterator[T]]) -> Iterator[tuple[str, T]]:
+        """What a reader of files finds, with the name of its source; what is wrong with a validation file is said of
+        it, not of the inputs."""
+        for name, paths in self.sources:
+            try:
+                for found in reader(paths):
+                    yield name, found
+            except InputError as error:
+                if name == "train":
+                    raise
+                raise InputError(f"--validation {paths[0]} cannot be used: {error}") from None
 
 
 def items(
     corpus: ModuleType, inputs: list[Path], validation: float | Path | None, seed: int, options: dict[str, Any]
 ) -> Iterator[Item]:
-    """Every episode of a corpus with its split; an id that its source had before is a Reject.
-
-    A validation file is either asked for the groups that it names (a corpus with `groups(path)`), which are then taken
-    out of train, or is itself the validation split; a dialogue of the file whose group train has is a Reject.
-    """
-    if isinstance(validation, Path) and any(validation.samefile(path) for path in inputs):
-        raise InputError(f"--validation {validation} is also an --input; give another file or a fraction")
-    held: set[str] | None = None
-    sources = [("train", corpus.episodes(inputs, seed=seed, **options))]
-    if isinstance(validation, Path):
-        if hasattr(corpus, "groups"):
-            held = corpus.groups(validation)
-        else:
-            sources.append(("validation", _held_out(corpus, validation, seed, options)))
-    held_out = 0
-    trained: set[str] = set()
-    for name, source in sources:
-        seen: set[str] = set()  # anew for a validation file: lines without an id are named after their file
-        for item in source:
-            if isinstance(item, Reject):
-                yield name, item
-                continue
-            if item.id in seen:
-                yield name, Reject("", 0, "id", f"{item.id!r} is the id of an earlier dialogue", item.id).at(item)
-                continue
-            seen.add(item.id)
-            if name == "train" and len(sources) > 1 and not _unnamed(item):
-                trained.add(group(item))
-            elif name == "validation" and not _unnamed(item) and group(item) in trained:
-                reason = "the dialogue, its other side or its group stands in --input too"
-                yield name, Reject("", 0, "id", reason, item.id).at(item)
-                continue
-            split = name
-            if isinstance(validation, float):
-                split = "validation" if share(seed, group(item)) < validation else "train"
-            elif held is not None and group(item) in held:
-                split, held_out = "validation", held_out + 1
-            yield split, item
-    if held is not None and not held_out:
-        raise InputError(f"--validation {validation}: no dialogue of --input is of a group that this file names")
+    """Every episode of a corpus with its split; an id that its source had before is a Reject."""
+    splitter = Splitter(corpus, inputs, validation, seed)
+    for name, item in splitter.read(lambda paths: corpus.episodes(paths, seed=seed, **options)):
+        if isinstance(item, Reject):
+            yield name, item
+            continue
+        try:
+            yield splitter.place(name, look(item, splitter.grouped)), item
+        except Reject as fault:
+            yield name, fault
+    splitter.close()

@@ -7,55 +7,17 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from datasets_prep.encode import Row
-from datasets_prep.overlong import Cut
+from datasets_prep.columns import Columns
+from datasets_prep.talks import offsets
 
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
-
-
-@dataclass(slots=True)
-class Facts:
-    """One row's numbers."""
-
-    tokens: int
-    turns: int
-    transitions: int
-    rewards: list[float]  # one an agent's turn
-    actions: list[int]  # tokens of each agent's turn
-    unknown: int
-    terminated: bool
-    without_target: bool
-    digest: bytes
-    cut: Cut
-    action_tokens: Counter[int]
-
-
-def facts(row: Row, cut: Cut, unk_id: int | None, action_ids: Iterable[int]) -> Facts:
-    """At token steps, transitions that follow each other without a gap are one turn of the agent."""
-    tokens = np.asarray(row["tokens"], dtype=np.int32)
-    start, end = np.asarray(row["start"]), np.asarray(row["end"])
-    closes = np.append(start[1:] != end[:-1], True)
-    opens = np.append(True, closes[:-1])
-    open_end = not row["terminated"] and int(end[-1]) < len(tokens)
-    return Facts(
-        tokens=len(tokens),
-        turns=len(row["turn"]) - open_end,
-        transitions=len(start),
-        rewards=[r for r, last in zip(row["reward"], closes, strict=True) if last],
-        actions=(end[closes] - start[opens]).tolist(),
-        unknown=0 if unk_id is None else int((tokens == unk_id).sum()),
-        terminated=row["terminated"],
-        without_target=not row["terminated"] and not open_end,
-        digest=hashlib.blake2b(tokens.tobytes(), digest_size=16).digest(),
-        cut=cut,
-        action_tokens=Counter({i: int((tokens == i).sum()) for i in action_ids}),
-    )
 
 
 @dataclass(slots=True)
@@ -77,21 +39,33 @@ class Tally:
     digests: set[bytes] = field(default_factory=set)
     action_tokens: Counter[int] = field(default_factory=Counter)
 
-    def add(self, row: Facts) -> None:
-        self.tokens.append(row.tokens)
-        self.turns.append(row.turns)
-        self.returns.append(sum(row.rewards))
-        self.rewards.extend(row.rewards)
-        self.actions.extend(row.actions)
-        self.transitions += row.transitions
-        self.unknown += row.unknown
-        self.truncated += not row.terminated
-        self.without_target += row.without_target
-        self.cut_dialogues += row.cut.turns > 0
-        self.cut_turns += row.cut.turns
-        self.cut_rewards += row.cut.rewards
-        self.digests.add(row.digest)
-        self.action_tokens += row.action_tokens
+    def add(self, rows: Columns, unk_id: int | None, action_ids: Sequence[int]) -> None:
+        """Count some rows. Actions that follow each other without a gap are one turn of the agent."""
+        at = offsets(rows.spans)
+        closes = np.append(rows.start[1:] != rows.end[:-1], True)
+        closes[at[1:] - 1] = True
+        opens = np.append(True, closes[:-1])
+        owner, rewards = np.repeat(np.arange(len(rows)), rows.spans)[closes], rows.reward[closes]
+        open_end = ~rows.terminated & (rows.end[at[1:] - 1] < rows.size)
+        _extend(self.tokens, rows.size)
+        _extend(self.turns, rows.turns - open_end)
+        _extend(self.returns, np.bincount(owner, rewards, len(rows)))
+        _extend(self.rewards, rewards)
+        _extend(self.actions, rows.end[closes] - rows.start[opens])
+        self.transitions += int(rows.transitions.sum())
+        self.unknown += 0 if unk_id is None else int(np.count_nonzero(rows.tokens == unk_id))
+        self.truncated += int(np.count_nonzero(~rows.terminated))
+        self.without_target += int(np.count_nonzero(~rows.terminated & ~open_end))
+        self.cut_dialogues += int(np.count_nonzero(rows.cut[:, 0]))
+        self.cut_turns += int(rows.cut[:, 0].sum())
+        self.cut_rewards += int(rows.cut[:, 1].sum())
+        tokens, ends = memoryview(rows.tokens.tobytes()), offsets(rows.size * 4).tolist()
+        self.digests.update(hashlib.blake2b(tokens[a:b], digest_size=16).digest() for a, b in pairwise(ends))
+        if len(action_ids):
+            used = rows.tokens[np.isin(rows.tokens, action_ids)]
+            self.action_tokens.update(
+                dict(zip(*(x.tolist() for x in np.unique(used, return_counts=True)), strict=True))
+            )
 
     def summary(self) -> dict[str, Any]:
         """For the manifest: counts, shares in [0, 1] and quantiles."""
@@ -117,6 +91,10 @@ class Tally:
             "duplicates": len(self.tokens) - len(self.digests),
             "unknown_tokens": self.unknown,
         }
+
+
+def _extend(numbers: array[Any], more: np.ndarray) -> None:
+    numbers.frombytes(more.astype(numbers.typecode, copy=False).tobytes())
 
 
 def _quantiles(values: array[Any]) -> dict[str, float]:

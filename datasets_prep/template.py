@@ -17,11 +17,13 @@ from itertools import pairwise
 from typing import Any
 
 import jinja2
+import numpy as np
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from datasets_prep import tokenizer as tk
-from datasets_prep.layout import Laid, compact
+from datasets_prep.layout import Laid, Sheet, compact
 from datasets_prep.rejects import Reject, at
+from datasets_prep.talks import Talks
 from ilql.types import InputError, Turn
 
 PROBE = (Turn("user", "one"), Turn("assistant", "probe"), Turn("user", "two"), Turn("assistant", "probe"))
@@ -80,8 +82,22 @@ class TemplateLayout:
         except Reject:
             pass
 
+    def lay_all(self, talks: Talks, header: np.ndarray) -> tuple[Sheet, dict[int, Reject]]:
+        laid: list[Laid] = []
+        faults: dict[int, Reject] = {}
+        for i, (episode, opens) in enumerate(zip(talks.episodes, header.tolist(), strict=True)):
+            try:
+                one = self.lay(episode.turns, episode.tools, opens)
+            except Reject as fault:
+                faults[i] = fault
+                continue
+            if episode.turns[-1].is_action and not opens:  # nobody reads what a template writes behind the last action
+                del one.tokens[one.spans[-1][2] :]
+            laid.append(one)
+        return Sheet.of(laid), faults
+
     def lay(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] | None, header: bool) -> Laid:
-        """header: whether the generation prompt follows the last turn. Raises Reject where the template refuses."""
+        """The agent's open turn is the generation prompt. Raises Reject where the template refuses."""
         for k, turn in enumerate(turns):
             self._no_specials(turn.text, at(k, "content"))
             if turn.tool_calls:

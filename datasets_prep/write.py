@@ -8,16 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from datasets_prep.encode import Row
 from ilql.schema import SCHEMA
 
 FILE_BYTES = 256 * 2**20
-
-
-def batch(rows: list[Row]) -> pa.RecordBatch:
-    """Rows as one Arrow batch of `ilql.schema.SCHEMA`."""
-    columns = [pa.array([row[field.name] for row in rows], type=field.type) for field in SCHEMA]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
 class SplitWriter:

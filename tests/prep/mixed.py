@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from datasets_prep import build
+from datasets_prep import chunks
 from datasets_prep.__main__ import main
 from tests.prep import tokenizers_for_tests as others
 
@@ -52,7 +52,7 @@ SCENARIOS = (("1 0 4 2 1 2", "1 4 4 1 1 2"), ("2 1 1 6 2 1", "2 0 1 10 2 0"), ("
 SAID = ("i want hats", "deal .", "no way", "you take the balls", "ok")
 DEALS = ("item0=0 item1=1 item2=0", "item0=1 item1=0 item2=1", "item0=9 item1=0 item2=0")
 PICKS = (*DEALS, "no agreement", "disconnect")
-LIMITS = {"CHUNK_DIALOGUES": 16, "CHUNK_CHARACTERS": 3000}
+LIMITS = {"DIALOGUES": 16, "CHARACTERS": 3000}
 
 
 class Dice:
@@ -250,7 +250,7 @@ def seen(folder: Path) -> dict[str, Any]:
 def rewrite() -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         for key, value in LIMITS.items():
-            patch.setattr(build, key, value)
+            patch.setattr(chunks, key, value)
         write_logs(Path(name))
         tokenizers(Path(name))
         found = {build: run(build, Path(name), Path(name) / f"out{i}") for i, build in enumerate(BUILDS)}

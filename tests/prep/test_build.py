@@ -12,7 +12,7 @@ from typing import Any, Literal
 import datasets
 import pytest
 
-from datasets_prep import CORPORA, build, options, split, write
+from datasets_prep import CORPORA, build, chunks, options, split, write
 from datasets_prep.__main__ import main
 from datasets_prep.rejects import Reject
 from ilql import schema
@@ -124,7 +124,7 @@ def test_unknown_words_are_counted_and_the_tokenizer_sees_train_alone(log: Path,
 def test_workers_and_order_of_files_give_the_same_bytes(
     log: Path, tmp_path: Path, tokenizer: str, workers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "CHUNK_DIALOGUES", 3)
+    monkeypatch.setattr(chunks, "DIALOGUES", 3)
     with log.open("a") as file:
         file.write("{broken\n" + line(50, "a" * 40) + "\n" + line(51) + "\n")
     name = str(others.saved(others.chatml(), tmp_path / "tok")) if tokenizer == "folder" else tokenizer
@@ -315,7 +315,7 @@ def test_a_use_of_no_action_token_is_told(log: Path, tmp_path: Path, capsys: pyt
 
 
 def test_large_datasets_are_several_files(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "CHUNK_DIALOGUES", 3)
+    monkeypatch.setattr(chunks, "DIALOGUES", 3)
     monkeypatch.setattr(write.SplitWriter.__init__, "__defaults__", (1000,))
     out = tmp_path / "out"
     assert prep(log, out) == 0

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets_prep import tokenizer as tk
-from datasets_prep.encode import Encoder
-from datasets_prep.overlong import Cut, fit
+from datasets_prep.encode import Encoder, encode_all
+from datasets_prep.overlong import Cut, fit_all
 from datasets_prep.rejects import Reject
-from datasets_prep.stats import facts
+from datasets_prep.stats import Tally
 from ilql.data import collate, crop
 from ilql.schema import check_row
 from ilql.types import Episode, InputError, Turn
@@ -175,7 +175,9 @@ def test_step_sizes_agree(encoder: Encoder) -> None:
     assert np.count_nonzero(by_token["reward"]) == 3
     spans = zip(by_turn["start"], by_turn["end"], strict=True)
     assert by_token["start"] == [t for s, e in spans for t in range(s, e)]
-    assert facts(by_token, Cut(), None, []).rewards == by_turn["reward"]
+    tally = Tally()
+    tally.add(encode_all(encoder.layout, [Episode("x", DIALOGUE)], "token")[0], None, [])
+    assert tally.rewards.tolist() == by_turn["reward"]
 
 
 def test_generation_marks_change_nothing() -> None:
@@ -393,6 +395,13 @@ def test_state_refuses_what_no_row_could_hold(byte: Encoder) -> None:
 def test_unknown_step(byte: Encoder) -> None:
     with pytest.raises(InputError, match="turn"):
         byte.encode(Episode("x", HI), "turn")
+
+
+def fit(encoder: Encoder, episode: Episode, step: str, limit: int, mode: str) -> tuple[Any, Cut]:
+    columns, faults = fit_all(encoder.layout, [episode], step, limit, mode)
+    for fault in faults.values():
+        raise fault
+    return columns.row(0), Cut(*columns.cut[0].tolist())
 
 
 LONG = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets_prep import build
+from datasets_prep import chunks
 from tests.prep import mixed
 
 DIGESTS = json.loads(mixed.STORED.read_text(encoding="utf-8"))
@@ -22,7 +22,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in mixed.LIMITS.items():
-        monkeypatch.setattr(build, name, value)
+        monkeypatch.setattr(chunks, name, value)
 
 
 def test_every_build_is_stored() -> None:

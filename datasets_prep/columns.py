@@ -1,0 +1,132 @@
+"""Rows as columns. Decision: dialogues are encoded, cut and put together as numpy arrays end to end, with actions as
+spans; only the record batch that is written says what its transitions are, one an utterance or one a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datasets_prep.talks import offsets, spread
+from ilql.schema import SCHEMA
+
+Row = dict[str, Any]
+INT = pa.int32()
+# The columns that are lists, and the one that says how long they are.
+SIZES = {"tokens": "size", "turn": "turns", "start": "spans", "end": "spans", "reward": "spans", "logp": "transitions"}
+
+
+@dataclass(slots=True)
+class Columns:
+    """Dialogues (B). tokens, turn, start, end, spans: as on a `Sheet`.
+
+    reward: of the actions, float64; logp: one a transition, NaN where the log has none, None where it has none at all;
+    cut (B, 2): turns that were cut off, and how many of them carried a reward.
+    """
+
+    step: str
+    id: list[str]
+    meta: list[str]
+    terminated: np.ndarray
+    tokens: np.ndarray
+    size: np.ndarray
+    turn: np.ndarray
+    turns: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    spans: np.ndarray
+    reward: np.ndarray
+    logp: np.ndarray | None
+    cut: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    @property
+    def transitions(self) -> np.ndarray:
+        """How many each dialogue has, (B)."""
+        if self.step == "utterance":
+            return self.spans
+        before, at = offsets(self.end - self.start), offsets(self.spans)
+        return before[at[1:]] - before[at[:-1]]
+
+    def take(self, rows: Sequence[int]) -> Columns:
+        """Some of the dialogues, in this order."""
+        if list(rows) == list(range(len(self))):
+            return self
+        index = np.asarray(rows, np.int64)
+        sizes = {name: getattr(self, name) for name in SIZES.values()}
+        where = {name: spread(offsets(n)[index], n[index]) for name, n in sizes.items()}
+        found: dict[str, Any] = {"step": self.step, "logp": None}
+        for name in NAMES:
+            column = getattr(self, name)
+            if isinstance(column, list):
+                found[name] = [column[i] for i in rows]
+            elif column is not None:
+                found[name] = column[where[SIZES[name]] if name in SIZES else index]
+        return Columns(**found)
+
+    @classmethod
+    def together(cls, parts: Sequence[Columns]) -> Columns:
+        """The dialogues of all parts, one part after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        found: dict[str, Any] = {"step": parts[0].step, "logp": None}
+        for name in NAMES:
+            columns = [getattr(part, name) for part in parts]
+            if isinstance(columns[0], list):
+                found[name] = [x for column in columns for x in column]
+            elif name != "logp":
+                found[name] = np.concatenate(columns)
+        if any(part.logp is not None for part in parts):
+            found["logp"] = np.concatenate([part.logps() for part in parts])
+        return cls(**found)
+
+    def logps(self) -> np.ndarray:
+        """logp, with NaN for what the log does not have."""
+        return np.full(self.transitions.sum(), np.nan) if self.logp is None else self.logp
+
+    def flat(self) -> dict[str, np.ndarray]:
+        """start, end, reward of transitions: an utterance's reward is received on completing it, so at token steps it
+        sits on the last token and nowhere else."""
+        if self.step == "utterance":
+            return {"start": self.start, "end": self.end, "reward": self.reward}
+        length = self.end - self.start
+        start = spread(self.start, length)
+        reward = np.zeros(len(start))
+        reward[np.cumsum(length) - 1] = self.reward
+        return {"start": start, "end": start + 1, "reward": reward}
+
+    def batch(self) -> pa.RecordBatch:
+        """As an Arrow batch of `ilql.schema.SCHEMA`."""
+        columns = {"id": pa.array(self.id, pa.string()), "meta": pa.array(self.meta, pa.string())}
+        columns |= {"terminated": pa.array(self.terminated), "tokens": _lists(self.tokens, self.size)}
+        columns |= {"turn": _lists(self.turn, self.turns)}
+        for name, values in (self.flat() | {"logp": self.logps()}).items():
+            columns[name] = _lists(values, self.transitions, SCHEMA.field(name).type.value_type)
+        return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+    def row(self, i: int) -> Row:
+        """One row, as Python values; None for a log-probability that the log does not have."""
+        one = self.take([i])
+        found = one.flat()
+        logp = [None if x != x else x for x in one.logps().tolist()]
+        row = {"id": one.id[0], "tokens": one.tokens.tolist(), "turn": one.turn.tolist(), "logp": logp}
+        row |= {name: column.tolist() for name, column in found.items()}
+        return row | {"terminated": bool(one.terminated[0]), "meta": one.meta[0]}
+
+
+NAMES = tuple(f.name for f in fields(Columns) if f.name != "step")
+
+
+def _lists(values: np.ndarray, size: np.ndarray, kind: pa.DataType = INT) -> pa.ListArray:
+    """Lists that lie end to end; NaN becomes null."""
+    missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(1, bool)
+    numbers = pa.array(values.astype(kind.to_pandas_dtype(), copy=False))
+    if missing.any():
+        numbers = pa.array(np.where(missing, 0, values), kind, mask=missing)
+    return pa.ListArray.from_arrays(pa.array(offsets(size), pa.int32()), numbers)
