@@ -18,6 +18,7 @@ COMMANDS = {
     "prep": ("datasets_prep.__main__:main", "build a dataset from dialogue logs"),
     "train": ("ilql.cli:train_main", "train an algorithm on datasets"),
     "eval": ("ilql.evaluate:main", "play episodes with a trained policy and print the table"),
+    "annotate": ("ilql.annotate:main", "store what a model adds to a dataset: hidden states"),
     "export": ("ilql.export:main", "write a run's actor as a plain language model"),
 }
 TRAIN_HELP = """usage: train.py --config FILE.yaml [--key value ...] [--resume] [--allow-inexact]

@@ -70,6 +70,7 @@ class TrainConfig:
             ("batch.accumulate", self.batch.accumulate, 1),
             ("batch.tokens", self.batch.tokens, 1),
             ("batch.dialogues", 1 if self.batch.dialogues is None else self.batch.dialogues, 1),
+            ("batch.decisions", self.batch.decisions, 1),
             ("batch.workers", self.batch.workers, 0),
             ("data.history", 1 if self.data.history is None else self.data.history, 0),
             ("data.path", len(self.data.path), 1),
@@ -81,8 +82,18 @@ class TrainConfig:
         weights = self.data.weights
         if weights is not None and (len(weights) != len(self.data.path) or min(weights) <= 0):
             raise InputError("data.weights needs one number above 0 for each folder of data.path")
+        if self.data.cache is not None:
+            self._check_cache(self.data.cache)
         if self.bf16 and self.model.dtype == "float64":
             raise InputError("bf16 and model.dtype float64 exclude each other; drop one")
+
+    def _check_cache(self, cache: list[str]) -> None:
+        if len(cache) != len(self.data.path):
+            raise InputError(f"data.cache needs one folder for each of data.path, {len(self.data.path)} of them")
+        if self.model.freeze != "trunk":
+            raise InputError("data.cache holds what a frozen trunk computes; set model.freeze to trunk")
+        if self.batch.dialogues is not None:
+            raise InputError("batch.dialogues says nothing to data.cache, which knows decisions; set batch.decisions")
 
 
 def make_config(*, algo: str, data: Any, output: str | Path, steps: int, **options: Any) -> TrainConfig:

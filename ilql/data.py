@@ -25,12 +25,14 @@ class DataConfig:
     """Which transitions to learn from.
 
     path: dataset folders. weights: passes over each folder an epoch (1 each where not given; .5 takes another half of
-    the rows each epoch). history: turns before the agent's turn that a state holds, None ("full") for all.
+    the rows each epoch). cache: for each folder one of `ilql.annotate cache`, with hidden states of it under the frozen
+    trunk, which then does not run. history: turns before the agent's turn that a state holds, None ("full") for all.
     reward_scale: factor on every reward; reported values are divided by it again.
     """
 
     path: list[str]
     weights: list[float] | None = None
+    cache: list[str] | None = None
     history: int | None = None
     reward_scale: float = 1.0
 
@@ -107,7 +109,8 @@ class Batch:
     behaviour cloning only; state, last, next (N) positions; reward, discount, ret (N); ids: the dialogues.
 
     run: the pieces that the trunk has to compute, since under causal attention a piece that begins another is computed
-    with it; where (T): the row of the trunk's output that holds a position's h_t.
+    with it; where (T): the row of the trunk's output that holds a position's h_t. hidden: that output, where it was
+    stored and the trunk need not run.
     """
 
     tokens: Tensor
@@ -122,7 +125,8 @@ class Batch:
     ret: Tensor
     run: Run
     where: Tensor
-    ids: list[str]
+    ids: Sequence[str]
+    hidden: Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -131,6 +135,11 @@ class Batch:
     @property
     def m(self) -> int:
         return len(self.target)
+
+    @property
+    def size(self) -> int:
+        """How many tokens are learned from: all that the trunk reads, or the action tokens where it does not run."""
+        return len(self.tokens) if self.hidden is None else self.m
 
     @property
     def action(self) -> Tensor:

@@ -5,8 +5,8 @@ fault of the input is found here, before a model is built or a file written.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ import numpy as np
 
 from datasets_prep.encode import Encoder
 from ilql.algos import ALGOS
+from ilql.cached import Cache, open_cache
 from ilql.config import TrainConfig
 from ilql.data import Batch, collate, longest_window
-from ilql.order import Order
+from ilql.model import ILQLModel
+from ilql.order import BatchConfig, Order
+from ilql.replay import Decisions
 from ilql.rows import Mix, Rows
 from ilql.schema import sha256
 from ilql.types import InputError
@@ -29,26 +32,57 @@ class Picked(Sequence[dict[str, Any]]):
     def __init__(self, rows: Mix, index: np.ndarray) -> None:
         self.rows, self.chosen, self.lengths = rows, index, rows.lengths[index]
 
+    @property
+    def selected(self) -> np.ndarray | None:
+        """The chosen rows' numbers, None for all."""
+        return None if len(self.chosen) == len(self.rows) else self.chosen
+
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __getitem__(self, i: int) -> dict[str, Any]:  # type: ignore[override]
         return self.rows[int(self.chosen[i])]
 
+    def __getitems__(self, index: Sequence[int]) -> list[dict[str, Any]]:
+        return [self[i] for i in index]
+
+    def weights(self, each: Sequence[float]) -> np.ndarray:
+        """The weight of each row, of one number a dataset."""
+        return np.repeat(each, [len(part) for part in self.rows.parts])[self.chosen]
+
+
+@dataclass
+class Fixed:
+    """The same batches every time, made when they are asked for."""
+
+    rows: Picked | Decisions
+    collate: Callable[[Any], Batch]
+    which: Sequence[Sequence[int]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.collate(self.rows.__getitems__(index)) for index in self.which)
+
 
 @dataclass
 class Feed:
-    """rows and their order; validation: the fixed batches of this process; manifest: the first dataset's; digests: of
-    every dataset's manifest; longest: tokens of the longest piece that a dialogue is read in."""
+    """rows (dialogues, or decisions of caches) and their order; validation: the fixed batches of this process;
+    manifest: the first dataset's; digests: of every dataset's and cache's manifest; longest: tokens of the longest
+    piece that a dialogue is read in."""
 
-    rows: Picked
+    rows: Picked | Decisions
     order: Order
-    collate: Callable[[Iterable[Any]], Batch]
-    validation: list[Batch]
+    collate: Callable[[Any], Batch]
+    validation: Iterable[Batch]
     encoder: Encoder
     manifest: dict[str, Any]
     digests: list[str]
     longest: int
+    caches: list[Cache] = field(default_factory=list)
+
+    def check_trunk(self, model: ILQLModel, cfg: TrainConfig) -> None:
+        """Refuse caches of another trunk than the model's, which has its weights by now."""
+        for cache in self.caches:
+            cache.check_trunk(model, _trunk(cfg) or "from scratch")
 
 
 def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
@@ -65,21 +99,15 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     encoder = Encoder.from_folder(Path(cfg.data.path[0]) / "tokenizer")
     for part in parts:
         part.check(encoder.vocab_size)
-    together = partial(
-        collate,
-        gamma=getattr(cfg.hyper, "gamma", 1.0),  # an algorithm without values has no discount, and reads none
-        bos=encoder.bos_id,
-        history=cfg.data.history,
-        reward_scale=cfg.data.reward_scale,
-        bootstraps=algo.BOOTSTRAPS,
-        acted=algo.CRITIC == "scalar",
-    )
-    rows = select(mix, cfg, "train")
-    weight = None
-    if cfg.data.weights is not None:
-        weight = np.repeat(cfg.data.weights, [len(p) for p in parts])[rows.chosen]
-    order = Order(rows.lengths, cfg.batch, cfg.seed, rank, world, weight)
-    validation, longest = [], max((longest_window(row, cfg.data.history) for row in mix), default=0)
+    options = {
+        "gamma": getattr(cfg.hyper, "gamma", 1.0),  # an algorithm without values has no discount, and reads none
+        "reward_scale": cfg.data.reward_scale,
+        "bootstraps": algo.BOOTSTRAPS,
+        "acted": algo.CRITIC == "scalar",
+    }
+    together = partial(collate, bos=encoder.bos_id, history=cfg.data.history, **options)
+    longest = max((longest_window(row, cfg.data.history) for row in mix), default=0)
+    rows = {"train": select(mix, cfg, "train")}
     if cfg.log.validate_every:
         held = Mix([Rows(path, "validation") for path in cfg.data.path])
         if not len(held):
@@ -89,14 +117,58 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
             )
         for part in held.parts:
             part.check(encoder.vocab_size)
-        chosen = select(held, cfg, "validation")
-        most = math.ceil(cfg.log.validation_batches / world)
-        # A seed and epoch of its own: the same batches at every validation, whatever the run's seed.
-        which = Order(chosen.lengths, cfg.batch, 0, rank, world).batches(0)[:most]
-        validation = [together([chosen[i] for i in batch]) for batch in which]
         longest = max(longest, *(longest_window(row, cfg.data.history) for row in held))
+        rows["validation"] = select(held, cfg, "validation")
     digests = [sha256(Path(path) / "manifest.json") for path in cfg.data.path]
-    return Feed(rows, order, together, validation, encoder, parts[0].manifest, digests, longest)
+    feed = partial(Feed, encoder=encoder, manifest=parts[0].manifest, longest=longest)
+    if cfg.data.cache is None:
+        fixed = _arrange(cfg, cfg.batch, rows, together, rank, world)
+        return feed(**fixed | {"validation": list(fixed["validation"])}, digests=digests)
+    caches = open_caches(cfg)
+    pools = {split: Decisions(caches, split, picked.rows, picked.selected, **options) for split, picked in rows.items()}
+    digests += [sha256(cache.folder / "manifest.json") for cache in caches]
+    batching = replace(cfg.batch, dialogues=cfg.batch.decisions)
+    return feed(**_arrange(cfg, batching, pools, _as_it_is, rank, world), digests=digests, caches=caches)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _arrange(
+    cfg: TrainConfig,
+    batching: BatchConfig,
+    rows: Mapping[str, Picked | Decisions],
+    together: Callable[[Any], Batch],
+    rank: int,
+    world: int,
+) -> dict[str, Any]:
+    """The fields of Feed that say which rows make which batch. rows: of each split that is read."""
+    train = rows["train"]
+    weight = None if cfg.data.weights is None else train.weights(cfg.data.weights)
+    which: list[Sequence[int]] = []
+    if "validation" in rows:
+        # A seed and epoch of its own: the same batches at every validation, whatever the run's seed.
+        order = Order(rows["validation"].lengths, batching, 0, rank, world)
+        which = order.batches(0)[: math.ceil(cfg.log.validation_batches / world)]
+    return {
+        "rows": train,
+        "order": Order(train.lengths, batching, cfg.seed, rank, world, weight),
+        "collate": together,
+        "validation": Fixed(rows["validation"], together, which) if which else [],
+    }
+
+
+def open_caches(cfg: TrainConfig) -> list[Cache]:
+    """The caches of hidden states, one for each dataset."""
+    source = _trunk(cfg) or "RUN"
+    pairs = zip(cfg.data.cache or [], cfg.data.path, strict=True)
+    return [open_cache(folder, dataset, cfg.data.history, source) for folder, dataset in pairs]
+
+
+def _trunk(cfg: TrainConfig) -> str | None:
+    """The folder that the run's trunk comes from."""
+    return cfg.init_from or cfg.model.pretrained
 
 
 def select(mix: Mix, cfg: TrainConfig, split: str) -> Picked:

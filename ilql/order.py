@@ -4,7 +4,9 @@ integers and every process finds its own part without talking to the others.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +18,13 @@ class BatchConfig:
     """How much an optimizer step sees.
 
     dialogues: a fixed number in a micro-batch; None fills each with up to `tokens` tokens (at least one dialogue).
+    decisions: of a micro-batch from a cache, which is shuffled over decisions and knows no dialogues.
     accumulate: micro-batches an optimizer step and process. workers: processes that collate ahead.
     """
 
     dialogues: int | None = None
     tokens: int = 8192
+    decisions: int = 1024
     accumulate: int = 1
     workers: int = 0
 
@@ -48,7 +52,7 @@ class Order:
             raise InputError("the train split has no dialogue; build the dataset again")
         self.lengths, self.cfg, self.seed, self.rank, self.world, self.weight = lengths, cfg, seed, rank, world, weight
 
-    def batches(self, epoch: int) -> list[list[int]]:
+    def batches(self, epoch: int) -> list[Sequence[int]]:
         rng = np.random.default_rng([self.seed, epoch])
         rows = rng.permutation(len(self.lengths))
         if self.weight is not None:
@@ -56,7 +60,7 @@ class Order:
             rows = rng.permutation(np.repeat(rows, times))
         if self.cfg.dialogues is not None:
             size = self.cfg.dialogues
-            out = [rows[i : i + size].tolist() for i in range(0, len(rows), size)]
+            out: list[Any] = [rows[i : i + size] for i in range(0, len(rows), size)]
         else:
             out = self._by_budget(rows)
             out = [out[i] for i in rng.permutation(len(out))]

@@ -76,12 +76,16 @@ def train(cfg: TrainConfig, *, resume: bool = False, allow_inexact: bool = False
     model = make_model(cfg, feed)
     if cfg.init_from and begins:
         say(accelerator, warmstart.load(model, Path(cfg.init_from)))
+    if begins:
+        feed.check_trunk(model, cfg)
     accelerator.wait_for_everyone()  # nobody makes the folder before all have looked for it
     lock = runfolder.claim(Path(cfg.output), known) if accelerator.is_main_process else None
     try:
         run = Run(cfg, accelerator, feed, model)
-        if not begins and not run.restore(allow_inexact) and cfg.init_from:
-            run.say(warmstart.load(model, Path(cfg.init_from)))
+        if not begins:
+            if not run.restore(allow_inexact) and cfg.init_from:
+                run.say(warmstart.load(model, Path(cfg.init_from)))
+            feed.check_trunk(model, cfg)
         if accelerator.is_main_process:
             runfolder.describe(cfg, feed.manifest)
         run.go()
@@ -176,7 +180,7 @@ class Run:
             # A loader draws from the global random state unless it has a generator of its own.
             loader: DataLoader[Any] = DataLoader(
                 self.feed.rows,  # type: ignore[arg-type]
-                batch_sampler=rows,
+                batch_sampler=rows,  # type: ignore[arg-type]
                 collate_fn=self.feed.collate,
                 num_workers=self.cfg.batch.workers,
                 generator=torch.Generator(),
@@ -201,7 +205,7 @@ class Run:
         """One optimizer step on a window of micro-batches; returns the total loss. Raises TrainingError before the
         weights move if a loss or the gradient is not finite."""
         cfg, accelerator = self.cfg, self.accelerator
-        counts = [(b.n, b.m, len(b.tokens)) for b in window]
+        counts = [(b.n, b.m, b.size) for b in window]
         n, m, tokens = self.reduce([float(sum(column)) for column in zip(*counts, strict=True)])
         self.learner.train()
         terms: list[dict[str, Tensor]] = []

@@ -1,0 +1,175 @@
+"""`python -m ilql.annotate cache RUN_OR_MODEL DATA`: what a dataset gets from a model, stored beside it. Decision: a
+dataset stays as it was built; what a model adds is a folder of its own that says of which model and dataset it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import AutoConfig
+
+from datasets_prep.encode import Encoder
+from ilql import cached
+from ilql.build import ModelConfig, build
+from ilql.columns import row_bytes
+from ilql.command import Parser, guard
+from ilql.data import longest_window
+from ilql.decode import model_folder, quiet
+from ilql.learner import check_fits
+from ilql.model import ILQLConfig, ILQLModel
+from ilql.rows import Rows
+from ilql.schema import SPLITS
+from ilql.types import InputError
+from ilql.warmstart import check_vocabulary
+
+
+def cache(
+    source: str | Path,
+    dataset: str | Path,
+    output: str | Path | None = None,
+    *,
+    history: int | str | None = None,
+    dtype: str = "bfloat16",
+    tokens: int = 16384,
+) -> Path:
+    """Store the hidden states of a dataset under a trunk; returns the folder, which must be new.
+
+    source: a run folder of train.py, a model folder, or the folder of any causal language model. output: None for
+    DATASET-cache. history: turns, "full", or None for the model's own. dtype: stored as. tokens: of dialogues that the
+    trunk runs on at a time. Raises InputError where source and dataset do not fit, or the disk has no room.
+    """
+    dataset = Path(dataset)
+    folder = Path(output) if output is not None else dataset.with_name(f"{dataset.name}-cache")
+    if folder.exists():
+        raise InputError(f"{folder} exists; name another --output")
+    if tokens < 1:
+        raise InputError(f"--tokens is {tokens}, but must be at least 1")
+    splits = [Rows(dataset, split) for split in SPLITS]
+    encoder = Encoder.from_folder(dataset / "tokenizer")
+    for rows in splits:
+        rows.check(encoder.vocab_size)
+    model = trunk(Path(source), encoder, dataset)
+    own = model.config.history
+    window = own if history is None else None if history == "full" else int(history)
+    check_fits(model, max((longest_window(row, window) for rows in splits for row in rows), default=0), 0)
+    counts = cached.measure(dataset, encoder.bos_id, window, tokens)
+    report(counts, dtype, int(model.config.get_text_config().hidden_size), folder)
+    total = sum(split["tokens"] for split in counts.values())
+    with tqdm(total=total, unit="token", unit_scale=True, mininterval=1.0) as bar:
+        cached.write(
+            model,
+            dataset,
+            folder,
+            counts,
+            name=str(source),
+            bos=encoder.bos_id,
+            history=window,
+            dtype=dtype,
+            budget=tokens,
+            advance=bar.update,
+        )
+    return folder
+
+
+def report(counts: dict[str, dict[str, int]], dtype: str, width: int, folder: Path) -> None:
+    """Print what a cache will take; InputError where the disk has less room."""
+    positions, tokens = (sum(split[name] for split in counts.values()) for name in ("positions", "tokens"))
+    size = cached.total_bytes(counts, dtype, width)
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    each = row_bytes(cached.hidden_kind(dtype, width))
+    print(
+        f"{folder}: {size / max(1, tokens):.0f} bytes a token, {size:,} bytes in all ({positions:,} of {tokens:,} "
+        f"tokens have their state stored, {each} bytes each); {free:,} bytes are free on the disk",
+        flush=True,
+    )
+    if free < size:
+        raise InputError(f"{folder} needs {size:,} bytes but the disk has {free:,} left; free some, or name --output")
+
+
+def trunk(source: Path, encoder: Encoder, dataset: Path) -> ILQLModel:
+    """The model of a run or model folder, or any causal language model as the actor of one without critics, in its own
+    precision (at least float32)."""
+    folder = model_folder(source)
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder} has no weights in safetensors, and no others are read; save the model with those")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}/config.json cannot be read ({str(error).splitlines()[0]})") from None
+    check_vocabulary(str(folder), encoder.tokenizer.get_vocab(), str(dataset))
+    if encoder.vocab_size > config.get_text_config().vocab_size:
+        raise InputError(
+            f"{dataset}'s tokenizer has {encoder.vocab_size} tokens, but the model's vocabulary is "
+            f"{config.get_text_config().vocab_size}: build the dataset with the model's tokenizer"
+        )
+    own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    dtype = str(torch.promote_types(own, torch.float32)).removeprefix("torch.")
+    with quiet():
+        return build(
+            ModelConfig(pretrained=str(folder), dtype=dtype),
+            vocab_size=encoder.vocab_size,
+            bos_id=encoder.bos_id,
+            pad_id=encoder.pad_id,
+            end_ids=encoder.end_ids,
+            critic=None,
+            history=config.history if isinstance(config, ILQLConfig) else None,
+        )
+
+
+def _window(text: str) -> int | str:
+    if text == "full":
+        return text
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of turns nor full")
+    return int(text)
+
+
+def cache_parser() -> Parser:
+    parser = Parser(prog="python -m ilql.annotate cache", description=cache.__doc__, allow_abbrev=False)
+    parser.add_argument("source", metavar="RUN_OR_MODEL", help="a run folder, or the folder of a causal language model")
+    parser.add_argument("dataset", metavar="DATA", help="a dataset folder")
+    parser.add_argument("--output", help="a new folder (default: DATA-cache)")
+    parser.add_argument("--history", type=_window, help="turns of a state, or full (default: the model's own)")
+    parser.add_argument("--dtype", choices=cached.DTYPES, default="bfloat16", help="stored as (default: bfloat16)")
+    parser.add_argument("--tokens", type=int, default=16384, help="that the trunk runs on at a time (default: 16384)")
+    return parser
+
+
+def _cache(argv: Sequence[str]) -> None:
+    args = cache_parser().parse_args(argv)
+    options = {"history": args.history, "dtype": args.dtype, "tokens": args.tokens}
+    folder = cache(args.source, args.dataset, args.output, **options)
+    history = json.loads((folder / "manifest.json").read_bytes())["history"]
+    print(f"{folder}: train from it with --data.cache {folder} --model.freeze trunk --data.history {history}")
+
+
+COMMANDS = {"cache": (_cache, "store the hidden states of a dataset under a trunk that will be frozen")}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return guard(lambda: _annotate(sys.argv[1:] if argv is None else argv))
+
+
+def _annotate(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        lines = [f"  {name:10}{text}" for name, (_, text) in COMMANDS.items()]
+        print(
+            "usage: python -m ilql.annotate COMMAND ...\n\n" + "\n".join(lines) + "\n\nCOMMAND --help shows its options"
+        )
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        raise InputError(f"unknown command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
+    COMMANDS[argv[0]][0](argv[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
