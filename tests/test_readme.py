@@ -17,7 +17,7 @@ from datasets_prep import CORPORA, chat, options
 from datasets_prep.build import Options, build
 from datasets_prep.encode import Encoder
 from datasets_prep.tokenizer import train as train_tokenizer
-from ilql import evaluate, ope
+from ilql import annotate, evaluate, ope
 from ilql.algos import ALGOS
 from ilql.config import flat, load_config, make_config
 from ilql.data import collate, decisions
@@ -96,6 +96,9 @@ def parse(words: list[str]) -> None:
             assert "DIR [--row N]" in read("datasets_prep/__main__.py")
         elif words[3] != "--list":
             options.parse(words[3], words[4:])
+    elif words[1:3] == ["-m", "ilql.annotate"]:
+        assert words[3] == "cache"
+        annotate.cache_parser().parse_args(words[4:])
     elif words[1:3] == ["-m", "benchmarks"]:
         benchmarks.parser().parse_args(words[3:])
     else:
@@ -213,6 +216,16 @@ def test_every_option_of_eval_stands_in_a_table_with_its_default() -> None:
         default = action.default[0] if isinstance(action.default, list) and action.default else action.default
         if isinstance(default, float | int) and not isinstance(default, bool):
             assert rows[name] == f"{default:g}"
+
+
+def test_every_option_of_annotate_stands_in_a_table_with_its_default() -> None:
+    rows = table(read("docs/training.md"))
+    for action in annotate.cache_parser()._actions:
+        name = action.option_strings[0] if action.option_strings else str(action.metavar)
+        if name != "-h":
+            named = re.search(r"\(default: (.*)\)", action.help or "")
+            assert rows[name] == (named[1] if named else "required"), name
+            assert named is None or action.default in (None, named[1]) or str(action.default) == named[1]
 
 
 def defined(name: str, path: str) -> int:
