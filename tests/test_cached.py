@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ilql import cached, checkpoint
+from ilql.algos import ALGOS
 from ilql.annotate import cache
 from ilql.config import TrainConfig
 from ilql.feed import read
@@ -20,7 +21,7 @@ from tests.test_trainer import assert_close, refused, rows, same, stop_at, weigh
 from tests.tiny import config, dataset
 
 LOG: dict[str, Any] = {"every": 1, "validate_every": 5, "validation_batches": 9, "checkpoint_every": 0}
-ALGORITHMS = [("ilql", "token"), ("mc", "token"), ("bc", "token"), ("bc", "utterance"), ("filtered_bc", "utterance")]
+ALGORITHMS = [(name, step) for name, algo in ALGOS.items() for step in algo.STEPS]
 
 
 class Place:

@@ -73,8 +73,10 @@ def statistics(model: ILQLModel, batch: Batch, dtype: torch.dtype = torch.float6
     """All that a loss may read of a batch, decisions (N) or action tokens (M) last."""
     batch = batch.to("cpu", dtype)
     hidden = model.hidden(*batch.run) if batch.hidden is None else batch.hidden
-    out = Out(model, hidden, batch)
-    names = ["logp", "q", "q_target", "v", "v_next"] + ["q_lse"] * (model.config.critic == "vocabulary")
+    out = Out(model, hidden, batch, "max")
+    names = ["logp", "q", "q_target", "v", "v_next"]
+    if model.config.critic == "vocabulary":
+        names += ["q_lse", "q_next"]
     found = {name: getattr(out, name).detach() for name in names}
     return found | {name: getattr(batch, name) for name in COLUMNS} | {"token": batch.tokens[batch.target]}
 
