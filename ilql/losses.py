@@ -35,6 +35,27 @@ def expectile(v: Tensor, q: Tensor, tau: float) -> Tensor:
     return (tau - (u < 0).to(u.dtype)).abs() * u.square()
 
 
+def gumbel(v: Tensor, q: Tensor, beta: float, clip: float) -> Tensor:
+    """Gumbel regression of V on Q: exp(z) - z - 1 with z = (Q - V) / beta, (N) (XQL, Garg et al. 2023).
+
+    V becomes beta log E exp(Q / beta): the largest Q of the data as beta -> 0, the mean as beta grows. Above z = clip
+    exp goes on as its tangent, so that no gradient is larger than there, and none is lost. Q is constant.
+    """
+    z = (q.detach() - v) / beta
+    over = (z - clip).clamp(min=0.0)
+    return (z - over).exp() * (1 + over) - z - 1
+
+
+def sparse(v: Tensor, q: Tensor, alpha: float) -> Tensor:
+    """1(w > 0) w^2 + V / alpha with w = 1 + (Q - V) / (2 alpha), (N) (SQL, Xu et al. 2023).
+
+    V becomes the number of which E max(0, w) = 1: actions whose Q is more than 2 alpha below V do not count at all.
+    Towards the largest Q of the data as alpha -> 0, the mean as alpha grows. Q is constant.
+    """
+    w = 1 + (q.detach() - v) / (2 * alpha)
+    return w.clamp(min=0.0).square() + v / alpha
+
+
 def cql(q: Tensor, q_lse: Tensor) -> Tensor:
     """Conservative penalty: log-sum-exp of Q over all actions less Q of the logged one, (K, N) -> (N), summed over K.
 

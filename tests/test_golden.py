@@ -10,7 +10,7 @@ from ilql.algos import ALGOS
 from tests.golden import make
 
 
-@pytest.mark.parametrize("name", ALGOS)
+@pytest.mark.parametrize("name", [*ALGOS, *make.VARIANTS])
 def test_the_curve_is_the_stored_one(name):
     stored = json.loads(make.path(name).read_text(encoding="utf-8"))
     got = make.curve(name)
@@ -28,7 +28,7 @@ def test_the_curve_falls(name):
 
 def test_every_curve_has_its_algorithm():
     curves = {p.stem for p in make.HERE.glob("*.json")} - {"rows"}
-    assert curves == set(ALGOS)
+    assert curves == {*ALGOS, *make.VARIANTS}
 
 
 def test_the_stored_dialogues_reach_every_kind_of_transition():

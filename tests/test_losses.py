@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ilql.losses import awr_weight, cql, expectile, nll, td, td_target
+from ilql.losses import awr_weight, cql, expectile, gumbel, nll, sparse, td, td_target
 
 
 def t(*values: float, grad: bool = False) -> torch.Tensor:
@@ -43,6 +43,35 @@ def test_expectile_moves_v_only():
     v, q = t(0, 2, grad=True), t(1, 1, grad=True)
     expectile(v, q, 0.8).sum().backward()
     assert v.grad.tolist() == pytest.approx([-1.6, 0.4])
+    assert q.grad is None
+
+
+def test_gumbel_weighs_exponentially_what_q_is_above_v():
+    # beta 2: z = 1, -1, 0
+    want = [math.e - 2, math.exp(-1), 0]
+    assert gumbel(t(0, 3, 1), t(2, 1, 1), 2.0, 7.0).tolist() == pytest.approx(want)
+    assert (gumbel(t(0), t(1), 1.0, 7.0) > gumbel(t(1), t(0), 1.0, 7.0)).all(), "a Q above V weighs more"
+
+
+def test_gumbel_moves_v_only_and_goes_on_as_a_tangent():
+    v, q = t(0, 1, 0, 0, grad=True), t(1, 0, 3, 1000, grad=True)
+    loss = gumbel(v, q, 1.0, 2.0)
+    assert loss.tolist() == pytest.approx([math.e - 2, math.exp(-1), 2 * math.exp(2) - 4, 999 * math.exp(2) - 1001])
+    loss.sum().backward()
+    # d/dv (exp(z) - z - 1) = 1 - exp(z), and 1 - exp(2) from z = 2 on
+    assert v.grad.tolist() == pytest.approx([1 - math.e, 1 - math.exp(-1), 1 - math.exp(2), 1 - math.exp(2)])
+    assert q.grad is None
+
+
+def test_sparse_forgets_what_is_far_below_v():
+    # alpha .5: w = 1 + u with u = 1, -1 (w = 0), -3 (w < 0); V / alpha = 0, 4, 6
+    assert sparse(t(0, 2, 3), t(1, 1, 0), 0.5).tolist() == [4, 4, 6]
+
+
+def test_sparse_moves_v_only():
+    v, q = t(0, 2, 3, grad=True), t(1, 1, 0, grad=True)
+    sparse(v, q, 0.5).sum().backward()
+    assert v.grad.tolist() == [-2, 2, 2]  # -2 max(0, w) / (2 alpha) + 1 / alpha
     assert q.grad is None
 
 

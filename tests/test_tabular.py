@@ -204,3 +204,24 @@ def test_cql_takes_the_best_of_all_tokens(unseen):
         for _ in range(4):
             best = np.append(best, GAMMA * best[-1] - 1)
         assert [got[s, 7] for s in (5, 4, 3, 2, 1)] == pytest.approx(best.tolist(), abs=1e-3)
+
+
+def soft_maximum(x: np.ndarray, beta: float) -> float:
+    """beta log E exp(x / beta)."""
+    return float(x.max() + beta * np.log(np.mean(np.exp((x - x.max()) / beta))))
+
+
+def sparse_maximum(x: np.ndarray, alpha: float) -> float:
+    """Where the mean of max(0, 1 + (x - v) / (2 alpha)) is 1, by bisection."""
+    low, high = x.min(), x.max()
+    for _ in range(80):
+        mid = (low + high) / 2
+        low, high = (mid, high) if np.clip(1 + (x - mid) / (2 * alpha), 0, None).mean() > 1 else (low, mid)
+    return (low + high) / 2
+
+
+@pytest.mark.parametrize(("name", "value"), [("gumbel", soft_maximum), ("sparse", sparse_maximum)])
+def test_other_losses_of_v_have_their_own_fixed_points(name, value):
+    rows, transitions = gather(chain, range(1, 6), 2, 6, 2, 60)
+    cfg = ilql.Config(gamma=GAMMA, cql_weight=0.0, v_loss=name, v_temperature=1.5)
+    assert_fixed_point(rows, transitions, 8, 2500, lambda x: value(x, 1.5), cfg=cfg)

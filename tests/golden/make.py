@@ -26,6 +26,11 @@ HERE = Path(__file__).resolve().parent
 STEPS, BATCH, VOCAB = 20, 4, 19
 RATE = 0.05  # of plain gradient descent
 SETTINGS: dict[str, dict[str, Any]] = {"filtered_bc": {"top": 0.5}}
+# Curves beside those of the algorithms: which algorithm, and its settings.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ilql_gumbel": ("ilql", {"v_loss": "gumbel", "v_temperature": 0.5}),
+    "ilql_sparse": ("ilql", {"v_loss": "sparse", "v_temperature": 0.5}),
+}
 COMMON: dict[str, Any] = {"gamma": 0.9, "tau": 0.8, "cql_weight": 0.1, "polyak": 0.1}
 
 
@@ -48,15 +53,17 @@ def model_of(algo: ModuleType) -> ILQLModel:
     return made
 
 
-def config(name: str) -> Any:
+def config(name: str) -> tuple[ModuleType, Any]:
+    """The algorithm of a curve, and its settings."""
+    name, settings = VARIANTS.get(name, (name, SETTINGS.get(name, {})))
     cls = ALGOS[name].Config
     known = cls.__dataclass_fields__
-    return cls(**{k: v for k, v in COMMON.items() if k in known} | SETTINGS.get(name, {}))
+    return ALGOS[name], cls(**{k: v for k, v in COMMON.items() if k in known} | settings)
 
 
 def curve(name: str) -> list[dict[str, float]]:
     """The mean of each loss at every step; plain gradient descent, targets moved after it."""
-    algo, cfg = ALGOS[name], config(name)
+    algo, cfg = config(name)
     data = rows()
     if hasattr(algo, "select"):
         mask = algo.select(np.array([r["reward"].sum() for r in data]), cfg)
@@ -95,7 +102,7 @@ def path(name: str) -> Path:
 
 
 def main(names: Sequence[str] = ()) -> None:
-    for name in names or ALGOS:
+    for name in names or [*ALGOS, *VARIANTS]:
         lines = ",\n".join(json.dumps(row) for row in curve(name))  # json writes a float as repr does, exactly
         path(name).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
         print(f"wrote {path(name).relative_to(HERE.parents[1])}")
