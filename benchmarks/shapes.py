@@ -39,7 +39,7 @@ class Shape:
 LARGE = Shape("4 x 768, V 50,257, 8 dialogues", 4, 768, 12, 50_257, 8)
 MIDDLE = Shape("4 x 256, V 10,000, 16 dialogues", 4, 256, 4, 10_000, 16)
 SMALL = Shape("4 x 128, V 50, 64 game logs of 60-100 tokens", 4, 128, 4, 50, 64, mean=80, most=100, spread=0.0)
-TINY = Shape("2 x 32, V 61, 4 dialogues", 2, 32, 2, 61, 4, mean=24, most=48)
+TINY = Shape("2 x 32, V 61, 4 dialogues", 2, 32, 2, 61, 4, mean=60, most=128)
 
 
 def lengths(shape: Shape, rng: np.random.Generator) -> int:

@@ -156,6 +156,17 @@ def test_flop_are_those_of_the_plain_step_without_padding() -> None:
     assert mine - mine_attention + last + targets + following == counter.get_total_flops() - attention
 
 
+def test_flop_of_dialogues_add_up() -> None:
+    """A short dialogue beside a long one costs no more than alone: nothing padded is counted as useful."""
+    model, rows = make(TINY), dialogues(TINY)
+    assert len({len(row["tokens"]) for row in rows}) > 1
+
+    def count(some: list[dict[str, Any]]) -> float:
+        return flop.step(model, collate(some, gamma=0.99, bos=0, acted=False))
+
+    assert count(rows) == sum(count([row]) for row in rows)
+
+
 def test_decoding_reads_every_weight_but_the_critics_tables() -> None:
     model = make(TINY)
     numbers = sum(p.numel() for p in model.lm.transformer.h.parameters() if p.ndim == 2) + 61 * 32
