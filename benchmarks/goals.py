@@ -81,8 +81,20 @@ GOALS = (
         tuple(f"train/third/{b}" for b in BEST),
         2,
     ),
-    Goal("heads from cached h_t read from disk, 4 x 768, V 50,257", "trlx style", "≥ 8x", ("cache/first",), 8),
-    Goal("heads from cached h_t read from disk, 4 x 128, V 50", "trlx style", "≥ 12x", ("cache/third",), 12),
+    Goal(
+        "heads from cached h_t read from disk, 4 x 768, V 50,257",
+        "trlx style",
+        "≥ 8x",
+        tuple(f"cache/first/{b}" for b in BEST),
+        8,
+    ),
+    Goal(
+        "heads from cached h_t read from disk, 4 x 128, V 50",
+        "trlx style",
+        "≥ 12x",
+        tuple(f"cache/third/{b}" for b in BEST),
+        12,
+    ),
     Goal("any size of the table of growth", "trlx style", "never below 1x", ("scaling/lowest",), 1),
     Goal(
         "memory above weights, gradients, optimizer and interpreter, 4 x 768, V 50,257",

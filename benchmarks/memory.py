@@ -12,19 +12,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 from transformers import AutoConfig
 
+from benchmarks.dataset import byte_encoder, write
 from benchmarks.pairs import Measured, say
 from benchmarks.probe import STATUS
 from benchmarks.report import Section
 from benchmarks.shapes import LARGE, MIDDLE, TINY, Shape, dialogues
 from benchmarks.train import BF16, FP32, TRLX
-from datasets_prep import tokenizer
-from datasets_prep.encode import Encoder
 from ilql.model import ILQLConfig, ILQLModel
-from ilql.schema import SCHEMA, VERSION, folder_sha256, sha256
 
 WIDE = Shape("2 x 256, V 151,936, 1,025 decisions", 2, 256, 4, 151_936, 8, mean=268, spread=None)
 ROWS, STEPS = 2_000, 8
@@ -84,7 +81,9 @@ def dataset(section: Section, quick: bool) -> None:
     for count in (rows, 10 * rows):
         say(f"memory: training on {count:,} rows")
         with tempfile.TemporaryDirectory() as folder:
-            size = write(Path(folder) / "data", count)
+            vocabulary = byte_encoder().vocab_size
+            shape = replace(MIDDLE, vocabulary=vocabulary, dialogues=count)
+            size = write(Path(folder) / "data", dialogues(shape), vocabulary)
             found.append(probe(dataset=str(Path(folder) / "data"), steps=steps))
         line = {
             "rows": f"{count:,}",
@@ -97,35 +96,6 @@ def dataset(section: Section, quick: bool) -> None:
         growth = found[1][key] / found[0][key] - 1
         section.figures[f"memory/dataset/{key}"] = Measured(growth, growth, growth)
     section.extra["Training on ten times as many rows"] = lines
-
-
-def write(folder: Path, count: int) -> int:
-    """A dataset folder of `count` generated dialogues; returns its Arrow file's bytes."""
-    encoder = Encoder(tokenizer.train("byte", []))
-    folder.mkdir(parents=True)
-    encoder.tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "train").mkdir()
-    path = folder / "train" / "data-00000.arrow"
-    shape = replace(MIDDLE, vocabulary=encoder.vocab_size, dialogues=count)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
-        rows = [{**row, "logp": [None] * len(row["start"])} for row in dialogues(shape)]
-        for begin in range(0, count, 500):
-            columns = {name: [row[name] for row in rows[begin : begin + 500]] for name in SCHEMA.names}
-            writer.write_batch(pa.record_batch(columns, SCHEMA))
-    manifest = {
-        "schema_version": VERSION,
-        "step": "token",
-        "tokenizer": {
-            "name": "byte",
-            "sha256": folder_sha256(folder / "tokenizer"),
-            "vocab_size": encoder.vocab_size,
-        },
-        "corpus": "generated",
-        "arguments": {},
-        "files": {"train/data-00000.arrow": {"sha256": sha256(path), "rows": count}},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return path.stat().st_size
 
 
 def heads(figures: dict[str, Measured]) -> list[dict[str, Any]]:

@@ -79,10 +79,19 @@ def dialogues(shape: Shape, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def make(shape: Shape) -> ILQLModel:
-    """The model, from a fixed seed, with targets apart from the critics: a mix-up of the two must not go unseen."""
+def make(shape: Shape, *, frozen: bool = False) -> ILQLModel:
+    """The model, from a fixed seed, with targets apart from the critics: a mix-up of the two must not go unseen.
+
+    frozen: with a trunk that is not trained; the weights are the same.
+    """
     torch.manual_seed(0)
-    size = ModelConfig(layers=shape.layers, width=shape.width, heads=shape.heads, context=max(shape.most, shape.mean))
+    size = ModelConfig(
+        layers=shape.layers,
+        width=shape.width,
+        heads=shape.heads,
+        context=max(shape.most, shape.mean),
+        freeze="trunk" if frozen else None,
+    )
     model = build(size, vocab_size=shape.vocabulary, bos_id=BOS, pad_id=BOS, end_ids=[1])
     with torch.no_grad():
         for p in model.q_target.parameters():

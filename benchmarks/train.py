@@ -6,15 +6,18 @@ optimizer. The losses agree to 1e-4 and the gradients' norms to 1e-3 in float32 
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import flop, machine
+from benchmarks.cache import Cached, gradient_norms
 from benchmarks.pairs import Measured, agree, say, speedup, spread, times
 from benchmarks.plain_train import Padded, Snell, trlx
 from benchmarks.report import Section
@@ -40,6 +43,7 @@ class Trainers:
         self.optimizer = adamw(OptimConfig(), dict(self.model.named_parameters()))
         self.extra: torch.optim.Optimizer | None = None
         self.warm: dict[str, float] = {}  # seconds of the first pass of each
+        self.found: dict[str, tuple[dict[str, float], dict[str, float]]] = {}  # its losses and norms of gradients
         if SNELL in kinds:
             self.snell = Snell(self.model)
             self.extra = adamw(OptimConfig(), dict(self.snell.policy.named_parameters()))
@@ -73,61 +77,64 @@ class Trainers:
             self.extra.zero_grad(set_to_none=True)
         self.model.update_targets(self.cfg.polyak)
 
-    def norms(self) -> dict[str, float]:
-        """The gradient's norm in each part of the model; clears it."""
-        squares: dict[str, float] = {}
-        for name, p in self.model.named_parameters():
-            if p.grad is not None:
-                part = f"the norm of the gradient of {name.split('.')[0]}"
-                squares[part] = squares.get(part, 0.0) + float(p.grad.double().square().sum())
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.extra is not None:
-            self.extra.zero_grad(set_to_none=True)
-        return {part: square**0.5 for part, square in squares.items()}
-
     def check(self) -> None:
         """Raise Disagreement unless all trainers compute the same; warms them up too."""
-        found = {}
         for kind in self.kinds:
             begin = time.perf_counter()
             losses = self.backward(kind)
             self.warm[kind] = time.perf_counter() - begin
-            found[kind] = losses, self.norms()
+            self.found[kind] = losses, gradient_norms(self.model)
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.extra is not None:
+                self.extra.zero_grad(set_to_none=True)
         for kind in self.kinds:
             reference = TRLX if kind != TRLX else FP32
-            if reference not in found:
+            if reference not in self.found:
                 continue
+            losses, norms = self.found[kind]
             loose, looser = TOLERANCE.get(kind, TOLERANCE[FP32])
             what = f"{self.shape.name}, {kind} and {reference}"
-            agree(what, found[kind][0], found[reference][0], loose)
+            agree(what, losses, self.found[reference][0], loose)
             # Snell style's actor has a trunk of its own, so the values' trunk has another gradient.
             skip = "the norm of the gradient of lm" if kind == SNELL else None
-            agree(what, {n: x for n, x in found[kind][1].items() if n != skip}, found[reference][1], looser)
+            agree(what, {n: x for n, x in norms.items() if n != skip}, self.found[reference][1], looser)
 
 
-def compare(trainers: Trainers, pairs: int) -> dict[str, list[float]]:
+def compare(trainers: Trainers, pairs: int, cached: Cached | None = None) -> dict[str, list[float]]:
     """Seconds a step of each kind; every one is checked against the others, and the optimizer's state in place."""
     trainers.check()
     trainers.step(trainers.kinds[0])
-    return times({kind: partial(trainers.step, kind) for kind in trainers.kinds}, pairs, trainers.warm)
+    steps: dict[str, Callable[[], object]] = {kind: partial(trainers.step, kind) for kind in trainers.kinds}
+    if cached is not None:
+        cached.check(*trainers.found[TRLX])
+        steps |= cached.steps()
+    return times(steps, pairs, trainers.warm | (cached.warm if cached else {}))
 
 
 def shapes(quick: bool) -> dict[str, Shape]:
     return {"first": TINY} if quick else {"first": LARGE, "second": MIDDLE, "third": SMALL}
 
 
-def measure(pairs: int, only: str = "", quick: bool = False) -> Section:
-    """The table of training steps. The first shape is too slow for Snell style, whose three trunks only add to it."""
-    section = Section("train", "Training steps")
+def measure(parts: Sequence[str], pairs: int, only: str = "", quick: bool = False) -> list[Section]:
+    """The tables of training steps and of steps from a cache, whichever `parts` names; both share trlx style's runs.
+
+    The first shape is too slow for Snell style, whose three trunks only add to it.
+    """
+    sections = {"train": Section("train", "Training steps"), "cache": Section("cache", "Heads on stored hidden states")}
     for place, shape in shapes(quick).items():
-        if only not in shape.name:
+        if only not in shape.name or (parts == ("cache",) and place == "second"):
             continue
+        say(f"{' and '.join(parts)}: {shape.name}")
         kinds = [FP32, BF16, TRLX] + ([SNELL] if shape is not LARGE else [])
-        say(f"train: {shape.name}")
-        trainers = Trainers(shape, kinds)
-        seconds = compare(trainers, pairs)
-        section.rows += lines(section.figures, place, trainers, seconds, quick)
-    return section
+        trainers = Trainers(shape, kinds if "train" in parts else [TRLX])
+        with tempfile.TemporaryDirectory() as folder:
+            cached = Cached(shape, Path(folder)) if "cache" in parts and place != "second" else None
+            seconds = compare(trainers, pairs, cached)
+            section = sections["train"]
+            section.rows += lines(section.figures, place, trainers, seconds, quick)
+            if cached is not None:
+                cache_lines(sections["cache"], place, cached, seconds)
+    return [sections[part] for part in parts]
 
 
 def lines(
@@ -138,7 +145,7 @@ def lines(
     work = flop.step(trainers.model, batch)
     tokens = sum(len(row["tokens"]) for row in trainers.rows)
     out = []
-    for kind, each in seconds.items():
+    for kind, each in ((kind, seconds[kind]) for kind in trainers.kinds):
         low = kind == BF16
         peak = machine.gemm_peak(torch.bfloat16 if low else torch.float32, quick)
         share = spread([work / s / peak for s in each])
@@ -156,3 +163,17 @@ def lines(
                         figures[f"train/{place}/{'bf16' if low else 'fp32'}"] = gain
         out.append(line)
     return out
+
+
+def cache_lines(section: Section, place: str, cached: Cached, seconds: dict[str, list[float]]) -> None:
+    """Rows of the table of steps from a cache; notes the figures that goals are judged by."""
+    for kind in (*cached.warm, TRLX):
+        each = spread(seconds[kind])
+        line = {"heads of": cached.shape.name, "by": kind, "seconds a step": f"{each.value:.3g}"}
+        line["decisions a second"] = f"{cached.count / each.value:,.0f}"
+        if kind != TRLX:
+            gain = speedup(seconds[kind], seconds[TRLX])
+            line["times trlx style's speed"] = f"{gain.value:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
+            line["stored bytes a token"] = f"{cached.bytes_a_token:,.0f}"
+            section.figures[f"cache/{place}/{kind[-4:]}"] = gain
+        section.rows.append(line)

@@ -9,7 +9,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as command
-from benchmarks import decode, flop, goals, memory, page, pairs, plain_decode, plain_train, scaling, train
+from benchmarks import (
+    cache,
+    dataset,
+    decode,
+    flop,
+    goals,
+    memory,
+    page,
+    pairs,
+    plain_decode,
+    plain_train,
+    scaling,
+    train,
+)
 from benchmarks.pairs import Disagreement, Measured
 from benchmarks.report import Section
 from benchmarks.shapes import TINY, Shape, dialogues, make
@@ -83,6 +96,25 @@ def test_a_mistake_in_our_own_loss_is_told_by_the_command(
     assert "error: 2 x 32" in told.err
     assert "nothing was timed" in told.err
     assert "Training steps" not in told.out
+
+
+def test_heads_on_stored_states_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainers = train.Trainers(TINY, [train.TRLX])
+    trainers.check()
+    stored = cache.Cached(TINY, tmp_path)
+    assert stored.model.config.freeze == "trunk"
+    before = [p.clone() for p in stored.model.parameters()]
+    stored.check(*trainers.found[train.TRLX])
+    for step in stored.steps().values():
+        step()
+    moved = {
+        name.split(".")[0]
+        for (name, p), old in zip(stored.model.named_parameters(), before, strict=True)
+        if not torch.equal(p, old)
+    }
+    assert moved == {"q", "q_target", "v"}
+    with pytest.raises(Disagreement, match="ours from stored h_t"):
+        stored.check(*trainers.found[train.TRLX])  # the weights have moved
 
 
 def test_the_decoders_answer_alike() -> None:
@@ -177,7 +209,9 @@ def test_decoding_reads_every_weight_but_the_critics_tables() -> None:
 
 
 def test_every_generated_dialogue_is_well_formed(tmp_path: Path) -> None:
-    memory.write(tmp_path / "data", 200)
+    vocabulary = dataset.byte_encoder().vocab_size
+    rows = dialogues(Shape("many", 1, 1, 1, vocabulary, 200, spread=1.2))
+    dataset.write(tmp_path / "data", rows, vocabulary)
     assert validate(tmp_path / "data")["files"]["train/data-00000.arrow"]["rows"] == 200
 
 
@@ -229,7 +263,7 @@ def test_a_goal_is_met_or_missed_by_its_figure() -> None:
     assert "not judged" in goals.verdicts(found, bf16=False)[0][""]
 
 
-def test_every_figure_of_a_goal_is_measured_by_some_section() -> None:
+def test_every_figure_of_a_goal_is_measured_by_some_section(tmp_path: Path) -> None:
     """Names in goals are those that the sections write; a misspelt one would be missing for ever."""
     section = Section("all", "")
     for place, shape in train.shapes(quick=False).items():
@@ -237,6 +271,11 @@ def test_every_figure_of_a_goal_is_measured_by_some_section() -> None:
         small = train.Trainers(TINY, KINDS)
         train.lines(section.figures, place, small, low, True)
         assert shape.name
+    stored = cache.Cached(TINY, tmp_path)
+    stored.steps()
+    for place in ("first", "third"):
+        seconds = {kind: [1.0] for kind in (cache.FP32, cache.BF16, train.TRLX)}
+        train.cache_lines(section, place, stored, seconds)
     decoders = decode.Decoders(TINY, 8)
     for place in decode.shapes(quick=False):
         decode.lines(section, place, decoders, {kind: [1.0] for kind in KINDS}, True)
@@ -244,6 +283,7 @@ def test_every_figure_of_a_goal_is_measured_by_some_section() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "probe", lambda **_: memory_probe)
         patch.setattr(memory, "write", lambda *_: 1)
+        patch.setattr(memory, "ROWS", 5)
         found = memory.measure()
         patch.setattr(scaling, "compare", lambda *_: {train.FP32: [1.0], train.TRLX: [2.0]})
         patch.setattr(scaling, "Trainers", lambda *_: train.Trainers(TINY, KINDS))
