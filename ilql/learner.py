@@ -25,7 +25,10 @@ class Out:
     """Statistics of a batch, one number a decision (N) or action token (M), critics leading (K).
 
     Each is computed once for every distinct place that it is read at, and spread to the decisions by index.
+    token_weight (M): how a loss is going to weigh `logp`, set before that is read; None for all alike.
     """
+
+    token_weight: Tensor | None = None
 
     def __init__(self, model: ILQLModel, hidden: Tensor, batch: Batch, backup: str | None = None) -> None:
         """hidden (U, D): the trunk's output for `batch.run`. backup: what `q_next` is, see `ilql.backups`."""
@@ -34,7 +37,8 @@ class Out:
 
     @cached_property
     def logp(self) -> Tensor:
-        """log pi(a) of every action token under the actor, (M)."""
+        """log pi(a) of every action token under the actor, (M). Exact whatever the loss does with it; where the loss
+        weighs it by `token_weight`, its gradient comes by the shorter way."""
         head: Any = self.model.get_output_embeddings()
         place, spread = _distinct(self.batch.target)
         taken, lse = taken_and_lse(
@@ -42,7 +46,7 @@ class Out:
             head.weight,
             getattr(head, "bias", None),
             self.batch.tokens[place],
-            _times(spread),
+            _times(spread, self.token_weight),
         )
         return (taken - lse)[spread]
 
@@ -135,9 +139,9 @@ def _distinct(index: Tensor) -> tuple[Tensor, Tensor]:
     return place, spread
 
 
-def _times(spread: Tensor) -> Tensor:
-    """How often each distinct entry is read: what a mean over all weighs it by."""
-    return torch.bincount(spread).double()
+def _times(spread: Tensor, weight: Tensor | None = None) -> Tensor:
+    """How often each distinct entry is read, or what its readers weigh together: its share of a sum over all."""
+    return torch.bincount(spread, None if weight is None else weight.detach().double()).double()
 
 
 class Learner(nn.Module):

@@ -204,7 +204,9 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(logits=logits, past_key_values=out.past_key_values)
 
     def check_beta(self, beta: float) -> None:
-        """Refuse to re-weight without critics of tokens."""
+        """Refuse to re-weight without critics of tokens, or where the actor alone is the policy."""
+        if self.v is not None and self.config.scores == "actor":
+            raise InputError(f"beta is {beta}, but {self.config.algo} decodes by its actor alone; use beta 0")
         if self.v is None or self.config.critic != "vocabulary":
             raise InputError(f"beta is {beta}, but this model has no token critics ({self.config.algo}); use beta 0")
 

@@ -21,6 +21,7 @@ from ilql import checkpoint
 from ilql.algos import ALGOS
 from ilql.config import TrainConfig, dump, flat, load_config
 from ilql.model import ILQLModel
+from ilql.scores import actor
 from ilql.types import InputError
 
 # What may differ between the run that was interrupted and the one that goes on without changing a single weight.
@@ -134,7 +135,7 @@ def card(cfg: TrainConfig, manifest: Mapping[str, Any], facts: Mapping[str, Any]
     metrics = "\n".join(f"| {name} | {value:.6g} |" for name, value in facts.items())
     corpus = manifest.get("corpus", "unknown")
     arguments = json.dumps(manifest.get("arguments", {}), ensure_ascii=False)
-    beta = ", beta=4.0" if ALGOS[cfg.algo].CRITIC == "vocabulary" else ""
+    beta = ", beta=4.0" if ALGOS[cfg.algo].CRITIC == "vocabulary" and ALGOS[cfg.algo].scores is not actor else ""
     return f"""---
 library_name: transformers
 tags: [offline-rl, dialogue, {cfg.algo}]

@@ -237,6 +237,13 @@ def test_an_actor_alone_refuses_beta():
         generate(model, [[0, 3]], beta=1.0)
 
 
+def test_a_policy_that_is_its_actor_refuses_beta():
+    model = tiny(scores="actor", algo="awac")
+    assert torch.isfinite(model(input_ids=torch.tensor([[0, 3]]), beta=0.0).logits).all()
+    with pytest.raises(InputError, match="awac decodes by its actor alone"):
+        generate(model, [[0, 3]], beta=1.0)
+
+
 def test_critics_of_utterances_refuse_beta():
     with pytest.raises(InputError, match="no token critics"):
         generate(tiny(critic="scalar"), [[0, 3]], beta=1.0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ilql.algos import cql, ilql, mc, sarsa
+from ilql.algos import awac, cql, ilql, mc, sarsa
 from ilql.data import collate
 from ilql.envs.maze import Maze
 from ilql.learner import Learner
@@ -225,3 +225,18 @@ def test_other_losses_of_v_have_their_own_fixed_points(name, value):
     rows, transitions = gather(chain, range(1, 6), 2, 6, 2, 60)
     cfg = ilql.Config(gamma=GAMMA, cql_weight=0.0, v_loss=name, v_temperature=1.5)
     assert_fixed_point(rows, transitions, 8, 2500, lambda x: value(x, 1.5), cfg=cfg)
+
+
+@pytest.mark.parametrize(("beta", "clip"), [(0.7, 1e6), (0.7, 1.5), (0.0, 20.0)], ids=["free", "clipped", "cloning"])
+def test_awac_trains_the_improvement_into_the_actor(beta, clip):
+    """pi(a | s) is the logs' policy, weighed by min(exp(beta A), clip)."""
+    rows, transitions = gather(chain, range(1, 6), 2, 6, 2, 60)
+    cfg = awac.Config(gamma=GAMMA, tau=TAU, beta=beta, clip=clip)
+    model = assert_fixed_point(rows, transitions, 8, 2000, algo=awac, cfg=cfg)
+    q, v = fixed_point(transitions, lambda x: expectile_of(x, TAU))
+    weight = {(s, a): min(np.exp(beta * (value - v[s])), clip) for (s, a), value in q.items()}
+    policy = torch.softmax(model.lm.out.weight.detach().T, -1).numpy()
+    for (s, a), w in weight.items():
+        count = sum(t[:2] == (s, a) for t in transitions)
+        total = sum(weight[t[:2]] for t in transitions if t[0] == s)
+        assert policy[s, a] == pytest.approx(count * w / total, abs=2e-3), f"pi({a} | {s})"

@@ -7,6 +7,6 @@ extracted), `STEPS` (the time steps it is defined for), `CRITIC` ("vocabulary", 
 `ilql.backups`) and `select(returns, cfg) -> mask of dialogues` (the part of them that it learns from).
 """
 
-from ilql.algos import bc, cql, filtered_bc, ilql, mc, sarsa
+from ilql.algos import awac, bc, cql, filtered_bc, ilql, mc, sarsa
 
-ALGOS = {"bc": bc, "filtered_bc": filtered_bc, "mc": mc, "sarsa": sarsa, "cql": cql, "ilql": ilql}
+ALGOS = {"bc": bc, "filtered_bc": filtered_bc, "mc": mc, "sarsa": sarsa, "cql": cql, "awac": awac, "ilql": ilql}
