@@ -225,10 +225,10 @@ def _flat(content: Mapping[Any, Any], where: str, prefix: str = "") -> Iterator[
 
 
 def _near(key: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(key, known, 1, 0.5)
-    last = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    best = last[:1] if len(last) == 1 else near  # the right name in the wrong section
-    return f"; did you mean {best[0]!r}?" if best else ""
+    # The right name in the wrong section, or the nearest one.
+    best = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    best = best or difflib.get_close_matches(key, known, 1, 0.5)
+    return f"; did you mean {' or '.join(map(repr, best))}?" if best else ""
 
 
 def _refuse(key: str, where: str) -> None:
