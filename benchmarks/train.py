@@ -130,8 +130,8 @@ def measure(parts: Sequence[str], pairs: int, only: str = "", quick: bool = Fals
         with tempfile.TemporaryDirectory() as folder:
             cached = Cached(shape, Path(folder)) if "cache" in parts and place != "second" else None
             seconds = compare(trainers, pairs, cached)
-            section = sections["train"]
-            section.rows += lines(section.figures, place, trainers, seconds, quick)
+            if "train" in parts:
+                sections["train"].rows += lines(sections["train"].figures, place, trainers, seconds, quick)
             if cached is not None:
                 cache_lines(sections["cache"], place, cached, seconds)
     return [sections[part] for part in parts]

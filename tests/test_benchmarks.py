@@ -26,7 +26,6 @@ from benchmarks import (
 from benchmarks.pairs import Disagreement, Measured
 from benchmarks.report import Section
 from benchmarks.shapes import TINY, Shape, dialogues, make
-from ilql import decode as ours
 from ilql.algos import ilql
 from ilql.data import collate
 from ilql.losses import expectile
@@ -121,7 +120,7 @@ def test_the_decoders_answer_alike() -> None:
     decoders = decode.Decoders(TINY, 8)
     decoders.check()
     greedy = decoders.trlx.complete(decoders.prompts, 8, greedy=True)[0]
-    assert greedy == decoders.ours(decoders.model, greedy=True)
+    assert greedy == decoders.policy(decoders.model, greedy=True).complete(decoders.prompts)
     assert len(set(map(tuple, greedy))) > 1
 
 
@@ -132,8 +131,8 @@ def test_a_wrong_decoder_stops_the_benchmark(part: str, monkeypatch: pytest.Monk
     with torch.no_grad():
         for p in getattr(other, part).parameters():
             p.copy_(p.flip(0))
-    right = decoders.ours
-    monkeypatch.setattr(decoders, "ours", lambda model, greedy=False: right(other, greedy))
+    right = decoders.policy
+    monkeypatch.setattr(decoders, "policy", lambda model, greedy=False: right(other, greedy))
     if part == "v":
         decoders.check()  # the same number for all tokens: no choice depends on it
         return
@@ -151,8 +150,15 @@ def test_answers_that_stop_early_are_less_work() -> None:
 
 def test_no_answer_of_ours_ends_early() -> None:
     decoders = decode.Decoders(TINY, 8)
-    assert [len(a) for a in decoders.ours(decoders.low)] == [8] * len(decoders.prompts)
-    assert isinstance(ours.LMPolicy, type)
+    assert [len(a) for a in decoders.policy(decoders.low).complete(decoders.prompts)] == [8] * len(decoders.prompts)
+
+
+def test_decoding_in_bf16_must_be_like_that_in_fp32() -> None:
+    decode.alike("x", [[1, 2], [3, 4]], [[1, 9], [4, 4]])
+    with pytest.raises(Disagreement, match="only 1 of 3"):
+        decode.alike("x", [[1], [2], [3]], [[1], [3], [4]])
+    with pytest.raises(Disagreement, match="only 0 of 1"):
+        decode.alike("x", [[1]], [[1, 2]])
 
 
 # ---- what is counted -------------------------------------------------------------------------------------------------
