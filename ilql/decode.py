@@ -1,5 +1,5 @@
-"""From a trained model to answers and scores. Decision: `generate` of transformers does the decoding, with `beta` as a
-keyword of the model's forward; here stand only the way from turns to tokens and back, and the window that training saw.
+"""From a trained model to answers and scores. Decision: `ilql.generation` decodes; here stand only the way from turns
+to tokens and back, and the window that training saw.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers.utils import logging
 from datasets_prep.encode import Encoder
 from datasets_prep.rejects import Reject
 from ilql.data import collate, crop, longest_window
+from ilql.generation import Choice, Generator, uniform
 from ilql.model import ILQLModel
 from ilql.types import AGENT, Episode, InputError, Turn
 
@@ -76,10 +76,11 @@ def _dialogues() -> Iterator[None]:
 
 
 class LMPolicy:
-    """Answers batches of dialogues by `generate`; a `Policy` of `ilql.types`.
+    """Answers batches of dialogues; a `Policy` of `ilql.types`.
 
     beta: 0 is the actor. greedy: argmax instead of sampling at `temperature`. support_top_k, support_top_p: bounds of
-    the behaviour policy's support (see `ilql.scores.support`). Sampling draws from torch's global generator.
+    the behaviour policy's support (see `ilql.scores.support`); with them a step reads that many rows of the critics'
+    weights instead of all. Sampling draws from torch's global generator, max_new_tokens numbers a dialogue.
     """
 
     def __init__(
@@ -112,12 +113,8 @@ class LMPolicy:
             raise InputError(f"support_top_p is {support_top_p}, but must be in (0, 1]")
         self.model, self.encoder, self.greedy, self.batch_size = model, encoder, greedy, batch_size
         self.max_new_tokens = max_new_tokens
-        self.options: dict[str, Any] = {
-            "beta": beta,
-            "do_sample": not greedy,
-            **({} if greedy else {"temperature": temperature, "top_k": 0, "top_p": 1.0}),
-            **({"support_top_k": support_top_k, "support_top_p": support_top_p} if beta else {}),
-        }
+        self.choice = Choice(beta, None if greedy else temperature, support_top_k, support_top_p)
+        self.generator = Generator(model, pad=encoder.pad_id, ends=encoder.end_ids)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.cut = 0  # dialogues whose oldest turns did not fit the context
 
@@ -143,43 +140,24 @@ class LMPolicy:
         """Tokens that the answer may have."""
         return self.max_new_tokens if self.context is None else min(self.max_new_tokens, self.context - len(prompt))
 
-    @torch.no_grad()
-    def _generate(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Answers to prompts with the same room."""
-        longest = max(len(p) for p in prompts)
-        pad = self.encoder.pad_id
-        rows = [[pad] * (longest - len(p)) + list(p) for p in prompts]
-        real = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
-        device = self.model.device
-        out = self.model.generate(
-            torch.tensor(rows, device=device),
-            attention_mask=torch.tensor(real, device=device),
-            pad_token_id=pad,
-            eos_token_id=self.encoder.end_ids,
-            max_new_tokens=self._room(prompts[0]),
-            **self.options,
-        )
-        ends = set(self.encoder.end_ids)
-        replies = []
-        for row in out[:, longest:].tolist():
-            stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-            replies.append(row[:stop])
-        return replies
-
     def respond(self, dialogues: Sequence[Sequence[Turn]]) -> list[str]:
         """One utterance a dialogue."""
         return [self.encoder.text(ids) for ids in self.complete([self.prompt(turns) for turns in dialogues])]
 
     def complete(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """The tokens of one utterance a prompt, its end included. Prompts of like length share a batch; greedy decoding
-        answers equal prompts once."""
+        answers equal prompts once. A sampled answer does not depend on which prompts share its batch."""
         keys = [tuple(p) for p in prompts]
         todo = list(dict.fromkeys(keys)) if self.greedy else keys
+        noise = None if self.greedy else uniform(len(todo), self.max_new_tokens)
         order = sorted(range(len(todo)), key=lambda i: len(todo[i]))
         replies: list[list[int]] = [[] for _ in todo]
-        alike = [list(group) for _, group in groupby(order, key=lambda i: self._room(todo[i]))]
-        for part in (g[i : i + self.batch_size] for g in alike for i in range(0, len(g), self.batch_size)):
-            for j, ids in zip(part, self._generate([todo[j] for j in part]), strict=True):
+        for part in (order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)):
+            rooms = [self._room(todo[j]) for j in part]
+            answers = self.generator(
+                [todo[j] for j in part], rooms, self.choice, None if noise is None else noise[part]
+            )
+            for j, ids in zip(part, answers, strict=True):
                 replies[j] = ids
         if not self.greedy:
             return replies
@@ -187,9 +165,9 @@ class LMPolicy:
         return [answer[k] for k in keys]
 
 
-def load_policy(run: str | Path, **options: object) -> LMPolicy:
-    """LMPolicy of a run (or model) folder; options as for LMPolicy."""
-    model, encoder = load(run)
+def load_policy(run: str | Path, *, dtype: torch.dtype = torch.float32, **options: object) -> LMPolicy:
+    """LMPolicy of a run (or model) folder, its weights in `dtype`; options as for LMPolicy."""
+    model, encoder = load(run, dtype=dtype)
     return LMPolicy(model, encoder, **options)  # type: ignore[arg-type]
 
 

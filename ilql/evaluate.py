@@ -29,6 +29,7 @@ from ilql.rollout import rollout, selfplay, to_log
 from ilql.types import Episode, InputError, Policy
 
 PARTNER_ROW = "partner"
+DTYPES = ("float32", "bfloat16")
 FILES = ("scenarios", "exclude")  # arguments of environments that are paths
 HEADLINE = {1: "return", 2: "points (all)"}  # by the number of seats; the column whose gain over the partner is told
 
@@ -38,8 +39,9 @@ class EvalConfig:
     """What `evaluate` plays. Field by field the options of `eval.py`.
 
     episodes: seeds `seed`, `seed` + 1, ...; in a game the number of scenarios, each played in both seats.
-    partner: run folder of the partner in a game; None: the run's own actor. Both sides share temperature, greediness
-        and `max_new_tokens`; the support limits are the run's alone (at `beta` 0 they have no effect).
+    dtype: of the weights, one of DTYPES; probabilities and scores are in float32 whatever it is.
+    partner: run folder of the partner in a game; None: the run's own actor. Both sides share temperature, greediness,
+        `max_new_tokens` and `dtype`; the support limits are the run's alone (at `beta` 0 they have no effect).
     output: folder to make; None: the next free `eval/ENV-N` in the run folder.
     """
 
@@ -55,6 +57,7 @@ class EvalConfig:
     partner: Path | None = None
     partner_beta: float = 0.0
     max_new_tokens: int = 64
+    dtype: str = "float32"
     seed: int = 0
     output: Path | None = None
     progress: bool = True
@@ -80,8 +83,9 @@ def evaluate(cfg: EvalConfig) -> tuple[str, Path]:
     _check(cfg)
     arguments = envs.arguments(cfg.env, _recorded(cfg), cfg.env_args)
     factory = module.make(**arguments)
-    shared = {"greedy": cfg.greedy, "temperature": cfg.temperature, "max_new_tokens": cfg.max_new_tokens}
-    support = {"support_top_k": cfg.support_top_k, "support_top_p": cfg.support_top_p}
+    shared: dict[str, Any] = {"greedy": cfg.greedy, "temperature": cfg.temperature}
+    shared |= {"max_new_tokens": cfg.max_new_tokens, "dtype": getattr(torch, cfg.dtype)}
+    support: dict[str, Any] = {"support_top_k": cfg.support_top_k, "support_top_p": cfg.support_top_p}
     partner: Policy | None = None
     players: list[tuple[str, float]] = [(f"beta-{beta:g}", beta) for beta in dict.fromkeys(cfg.beta)]
     if module.SEATS == 2:
@@ -141,6 +145,7 @@ def _settings(cfg: EvalConfig, arguments: Mapping[str, Any], seats: int) -> dict
         **{k: getattr(cfg, k) for k in ("episodes", "seed", "greedy", "support_top_k", "support_top_p")},
         "temperature": None if cfg.greedy else cfg.temperature,
         "max_new_tokens": cfg.max_new_tokens,
+        "dtype": cfg.dtype,
     }
     if seats == 2:
         settings |= {"partner": (cfg.partner or cfg.run).resolve().name, "partner_beta": cfg.partner_beta}
@@ -201,6 +206,7 @@ def _check(cfg: EvalConfig) -> None:
     need(cfg.support_top_k is None or cfg.support_top_k >= 1, "--support-top-k", cfg.support_top_k, "at least 1")
     top_p = cfg.support_top_p
     need(top_p is None or 0 < top_p <= 1, "--support-top-p", top_p, "above 0 and at most 1")
+    need(cfg.dtype in DTYPES, "--dtype", cfg.dtype, f"one of {', '.join(DTYPES)}")
     need(cfg.max_new_tokens >= 1, "--max-new-tokens", cfg.max_new_tokens, "at least 1")
     if cfg.output is not None and cfg.output.exists():
         raise InputError(f"--output {cfg.output} exists; choose another folder, nothing is overwritten")
@@ -263,6 +269,7 @@ def _parser() -> Parser:
     add("--partner", type=Path, metavar="RUN", help="the other side of a game (default: the run's own actor)")
     add("--partner-beta", type=float, default=0.0, help="the partner's beta (default 0)")
     add("--max-new-tokens", type=int, default=64, help="longest utterance (default 64)")
+    add("--dtype", default="float32", help=f"of the weights: {' or '.join(DTYPES)} (default float32)")
     add("--seed", type=int, default=0, help="first episode's seed, and that of sampling (default 0)")
     add("--output", type=Path, metavar="DIR", help="folder to make (default: RUN/eval/ENV-N)")
     add("--quiet", action="store_true", help="no progress bar")

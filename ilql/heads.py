@@ -252,6 +252,14 @@ class VocabularyHead(nn.Module):
         z = self.features(h)
         return (z * weight[action].to(z.dtype)).sum(-1) + bias[action]
 
+    def among(self, z: Tensor, action: Tensor) -> Tensor:
+        """Some actions of each row, O(N C H) where that is less than all: features (N, H), (N, C) -> (N, C)."""
+        weight, bias = self.words()
+        if action.numel() >= len(weight):
+            return F.linear(z, weight, bias).gather(1, action)
+        wide = torch.promote_types(z.dtype, torch.float32)  # these few products are not worth rounding
+        return (weight[action].to(wide) @ z[..., None].to(wide)).squeeze(2) + bias[action].to(wide)
+
     def taken_and_lse(self, h: Tensor, action: Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The logged action and the log-sum-exp over all: (N, D), (N) -> two (N). share: see `taken_and_lse`."""
         weight, bias = self.words()

@@ -8,6 +8,7 @@ step needs is in `ilql.learner`; nothing there asks for a table over the vocabul
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ilql import frozen, packed
 from ilql.heads import ScalarHead, TiedHead, VocabularyHead, init_head
-from ilql.scores import SCORES, support
+from ilql.scores import SCORES, extracted
 from ilql.types import InputError
 
 
@@ -164,9 +165,12 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         real = torch.arange(rows.shape[1], device=rows.device) < torch.tensor(lengths, device=rows.device)[:, None]
         return trunk(input_ids=rows, attention_mask=real.long(), use_cache=False).last_hidden_state[real]
 
-    def q_values(self, hidden: Tensor) -> Tensor:
-        """The pessimistic Q over all tokens, min over the target critics: (..., D) -> (..., V)."""
-        return torch.stack([q(hidden) for q in self.q_target]).amin(0)
+    def q_values(self, hidden: Tensor, action: Tensor | None = None) -> Tensor:
+        """The pessimistic Q, min over the target critics: of all tokens (..., D) -> (..., V), or of some: (N, D),
+        (N, C) -> (N, C)."""
+        heads: Any = self.q_target
+        each = [q(hidden) if action is None else q.among(q.features(hidden), action) for q in heads]
+        return torch.stack(each).amin(0)
 
     def forward(  # the names and defaults are those that `generate` passes
         self,
@@ -215,10 +219,16 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
     ) -> Tensor:
         """Score every token at `hidden` (..., D), given the actor's `logits` (..., V); -inf outside the support."""
         self.check_beta(beta)
-        logp = logits.float().log_softmax(-1) if logits.dtype != torch.float64 else logits.log_softmax(-1)
-        v: Tensor = self.v(hidden).to(logp)  # type: ignore[misc]
-        scored = SCORES[self.config.scores](logp, self.q_values(hidden).to(logp), v, beta)
-        return scored.masked_fill(~support(logp, top_k, top_p), -torch.inf)
+        rows = hidden.flatten(0, -2)
+        v: Tensor = self.v(rows)  # type: ignore[misc]
+        q = partial(self.q_values, rows)
+        scored, token = extracted(
+            SCORES[self.config.scores], logits.flatten(0, -2), q, v, beta, top_k=top_k, top_p=top_p
+        )
+        if token is not None:
+            every = scored.new_full((len(scored), logits.shape[-1]), -torch.inf)
+            scored = every.scatter_(1, token, scored)
+        return scored.view_as(logits)
 
 
 AutoConfig.register("ilql", ILQLConfig)

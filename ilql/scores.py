@@ -27,22 +27,90 @@ def actor(logp: Tensor, q: Tensor, v: Tensor, beta: float) -> Tensor:
 SCORES: dict[str, Scores] = {"advantage": advantage, "actor": actor}
 
 
+def extracted(
+    score: Scores,
+    logits: Tensor,
+    q: Callable[[Tensor | None], Tensor],
+    v: Tensor,
+    beta: float,
+    *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """What there is to choose from, in float32 or wider: scores (N, C) of tokens (N, C), which ascend; -inf outside the
+    support. Without bounds C is V and the tokens are None: all of them.
+
+    logits: the actor's (N, V). q: gives Q of the tokens that it is called with, (N, C) -> (N, C), or of all for None,
+    so that nothing is computed of tokens that are out of the question. v: (N).
+    """
+    logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    if top_k is None and top_p is None:
+        every = score(logp, q(None).to(logp), v.to(logp), beta)
+        return every.masked_fill(~torch.isfinite(logp), -torch.inf), None
+    token, inside = candidates(logp, top_k, top_p)
+    some = score(logp.gather(-1, token), q(token).to(logp), v.to(logp), beta)
+    return some if inside is None else some.masked_fill(~inside, -torch.inf), token
+
+
 def support(logp: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
     """Which tokens the behaviour policy allows, a mask like logp (..., V).
 
-    top_k: the k likeliest. top_p: the smallest set of likeliest tokens that holds at least this probability. Both
-    given: tokens in both. The likeliest token is always allowed.
+    top_k: the k likeliest, and any as likely as the last of them. top_p: the smallest set of likeliest tokens that
+    holds at least this probability, equal ones by their number. Both given: tokens in both. The likeliest token is
+    always allowed.
+    """
+    token, inside = candidates(logp, top_k, top_p)
+    inside = torch.ones_like(token, dtype=torch.bool) if inside is None else inside
+    return torch.zeros_like(logp, dtype=torch.bool).scatter(-1, token, inside) & torch.isfinite(logp)
+
+
+def candidates(logp: Tensor, top_k: int | None = None, top_p: float | None = None) -> tuple[Tensor, Tensor | None]:
+    """The support as a list: token numbers (..., C), ascending, and which of them are inside (..., C), None for all.
+    Among them may be tokens whose logp is -inf.
+
+    C is as large as the largest support of the batch, or more. Nothing is sorted but these C tokens.
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"support_top_k is {top_k}, but must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"support_top_p is {top_p}, but must be in (0, 1]")
-    allowed = torch.isfinite(logp)
-    if top_k is not None and top_k < logp.shape[-1]:
-        allowed &= logp >= logp.topk(top_k, dim=-1).values[..., -1:]
+    size = logp.shape[-1]
+    inside: Tensor | None = None
+    if top_k is not None and top_k < size:
+        token, inside = _top_k(logp, top_k)
+    elif top_p is not None and top_p < 1:
+        token = _top_p(logp, top_p)
+    else:
+        token = torch.arange(size, device=logp.device).expand(logp.shape)
     if top_p is not None and top_p < 1:
-        ordered, order = logp.sort(dim=-1, descending=True)
-        mass = ordered.exp().cumsum(-1)
-        inside = mass - ordered.exp() < top_p  # mass before the token
-        allowed &= torch.zeros_like(allowed).scatter(-1, order, inside)
-    return allowed
+        ordered, order = logp.gather(-1, token).sort(dim=-1, descending=True, stable=True)
+        prob = ordered.exp()
+        likely = torch.empty_like(token, dtype=torch.bool)
+        likely.scatter_(-1, order, prob.cumsum(-1) - prob < top_p)  # the mass before the token
+        inside = likely if inside is None else inside & likely
+    return token, inside
+
+
+def _top_k(logp: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+    """The k likeliest tokens, and all that equal the last of them."""
+    values, token = logp.topk(k + 1, dim=-1)
+    least = values[..., k - 1 : k]
+    if not bool((values[..., k:] == least).any()):
+        return token[..., :k].sort(-1).values, None
+    count = int(((logp >= least) & torch.isfinite(logp)).sum(-1).max())
+    token = logp.topk(max(k, count), dim=-1).indices.sort(-1).values
+    return token, logp.gather(-1, token) >= least
+
+
+def _top_p(logp: Tensor, p: float) -> Tensor:
+    """Tokens that hold the smallest set of mass p, and all that equal its last one."""
+    size, count = logp.shape[-1], 64
+    while count < size:
+        values, token = logp.topk(count, dim=-1)
+        prob = values.exp()
+        outside = prob.cumsum(-1) - prob >= p
+        last = torch.where(outside, torch.inf, values).amin(-1, keepdim=True)  # the least likely token inside
+        if bool((values[..., -1:] < last).all()):
+            return token.sort(-1).values
+        count *= 4
+    return torch.arange(size, device=logp.device).expand(logp.shape)

@@ -17,6 +17,7 @@ from datasets_prep.encode import Encoder
 from ilql import decode
 from ilql.build import ModelConfig, build
 from ilql.decode import LMPolicy, load, load_policy, model_folder, respond, score
+from ilql.generation import Generator
 from ilql.model import ILQLModel
 from ilql.types import Episode, InputError, Turn
 
@@ -220,28 +221,20 @@ def test_an_answer_ends_where_the_turn_ends(encoder):
     with torch.no_grad():
         model.q_target[0].out.bias[encoder.end_ids[0]] += 1e4
         model.q_target[1].out.bias[encoder.end_ids[0]] += 1e4
-    generated = LMPolicy(model, encoder, beta=1.0, max_new_tokens=9)._generate([encoder.state([Turn("user", "hi")])[0]])
+    generated = LMPolicy(model, encoder, beta=1.0, max_new_tokens=9).complete([encoder.state([Turn("user", "hi")])[0]])
     assert generated == [[encoder.end_ids[0]]]
     assert respond(model, HI, encoder, beta=1.0) == ""
 
 
-def test_rows_end_on_their_own(encoder, monkeypatch):
-    policy = LMPolicy(make(encoder), encoder, greedy=True)
-    end, x, pad = encoder.end_ids[0], encoder.vocab_size - 1, encoder.pad_id
-    made = torch.tensor([[7, 8, x, end, pad, pad], [pad, 8, x, x, x, end], [pad, 8, end, x, x, x]])
-    monkeypatch.setattr(policy.model, "generate", lambda *a, **k: made)
-    assert policy._generate([[7, 8], [8], [8]]) == [[x, end], [x, x, x, end], [end]]
-
-
 def test_equal_states_are_answered_once_where_that_is_the_same(model, encoder, monkeypatch):
     asked: list[int] = []
-    generate = LMPolicy._generate
+    generate = Generator.__call__
 
-    def counted(self: LMPolicy, prompts: Any) -> list[list[int]]:
+    def counted(self: Generator, prompts: Any, *rest: Any) -> list[list[int]]:
         asked.append(len(prompts))
-        return generate(self, prompts)
+        return generate(self, prompts, *rest)
 
-    monkeypatch.setattr(LMPolicy, "_generate", counted)
+    monkeypatch.setattr(Generator, "__call__", counted)
     same = [[Turn("user", "hi")]] * 5 + [[Turn("user", "ho")]]
     greedy = LMPolicy(model, encoder, greedy=True, max_new_tokens=4).respond(same)
     assert asked == [2]
@@ -261,7 +254,7 @@ def test_temperature_sharpens(model, encoder):
     assert LMPolicy(model, encoder, temperature=1.0, max_new_tokens=5).respond(states()) != greedy
 
 
-def test_the_support_reaches_generate(model, encoder):
+def test_the_support_reaches_decoding(model, encoder):
     actor = LMPolicy(model, encoder, greedy=True, max_new_tokens=5).respond(states())
     wild = LMPolicy(model, encoder, greedy=True, beta=50.0, max_new_tokens=5).respond(states())
     assert wild != actor
@@ -307,7 +300,7 @@ def test_an_answer_has_the_room_that_its_own_dialogue_leaves(encoder):
     assert policy.cut == 0, "a quarter of the context is room enough"
     together = policy.respond([short, long, short])
     assert together == [policy.respond([short])[0], policy.respond([long])[0], together[0]]
-    sizes = [len(policy._generate([policy.prompt(turns)])[0]) for turns in (short, long)]
+    sizes = [len(ids) for ids in policy.complete([policy.prompt(turns) for turns in (short, long)])]
     assert sizes == [20, 10]
 
 

@@ -64,7 +64,8 @@ def test_the_maze_by_beta(run: Path, loads: Any, capsys: pytest.CaptureFixture[s
     calls = loads(lambda folder, **options: walker() if options["beta"] else Scripted(still))
     options = ["--support-top-k", "3", "--max-new-tokens", "2", "--greedy", "--quiet"]
     assert main([str(run), "--env", "maze", "--episodes", "25", "--beta", "0", "4", "4", *options]) == 0
-    shared = {"greedy": True, "temperature": 1.0, "max_new_tokens": 2, "support_top_k": 3, "support_top_p": None}
+    shared = {"greedy": True, "temperature": 1.0, "max_new_tokens": 2, "dtype": torch.float32}
+    shared |= {"support_top_k": 3, "support_top_p": None}
     assert calls == [{"folder": "run", "beta": beta, **shared} for beta in (0.0, 4.0)]
     printed = capsys.readouterr().out
     assert "| policy | n   | return                     | success % " in printed
@@ -157,10 +158,11 @@ def scenarios(tmp_path: Path) -> Path:
 def test_a_game_is_played_in_both_seats_against_the_partner(run: Path, loads: Any, scenarios: Path) -> None:
     partner = make_run(run.parent / "bc")
     calls = loads(lambda folder, **options: negotiator(wants=folder.name == "run"))
-    options = ["--partner", str(partner), "--beta", "2", "--support-top-p", "0.9", "--temperature", "0.7", "--quiet"]
+    options = ["--partner", str(partner), "--beta", "2", "--support-top-p", "0.9", "--temperature", "0.7"]
+    options += ["--dtype", "bfloat16", "--quiet"]
     command = [str(run), "--env", "deal_or_no_deal", "--scenarios", str(scenarios), "--episodes", "2", *options]
     assert main(command) == 0
-    shared = {"greedy": False, "temperature": 0.7, "max_new_tokens": 64}
+    shared = {"greedy": False, "temperature": 0.7, "max_new_tokens": 64, "dtype": torch.bfloat16}
     assert calls == [
         {"folder": "bc", "beta": 0.0, **shared},
         {"folder": "run", "beta": 2.0, **shared, "support_top_k": None, "support_top_p": 0.9},

@@ -1,0 +1,138 @@
+"""Past keys and values of a batch of prompts, row by row. Decision: room for all tokens is made once and rows leave as
+they finish (the last row takes the place of one that left), so that a step copies nothing of the past and computes no
+row whose answer is known.
+
+Rows lie right-aligned, so that all write a step's token into the same column; the columns before a shorter prompt are
+masked. `LeanRows` decodes a trunk that `ilql.lean` has written out, `TrunkRows` any other as transformers has it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from ilql import packed
+from ilql.lean import Lean, attend_packed
+
+
+class LeanRows:
+    """prompts: token ids, one list a row. room: tokens that each row may take beyond its prompt.
+
+    Keys and values are kept in float32 at least on a CPU, whose attention is slow in low precision.
+    """
+
+    past: Tensor  # (layers, B, 2, kv heads, columns, d)
+    position: Tensor  # (B), of each row's next token
+    mask: Tensor  # (B, 1, 1, columns), -inf before a shorter prompt
+
+    def __init__(
+        self, lean: Lean, prompts: Sequence[Sequence[int]], room: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.lean, self.device = lean, device
+        self.dtype = torch.promote_types(dtype, torch.float32) if device.type == "cpu" else dtype
+        self.rows = [tuple(p) for p in prompts]
+        self.filled = max(map(len, self.rows))  # columns
+        self.columns = self.filled + room
+
+    def prefill(self) -> Tensor:
+        """h at each prompt's last token (B, D). Equal prompts are computed once."""
+        place = {prompt: i for i, prompt in enumerate(dict.fromkeys(self.rows))}
+        lengths = torch.tensor([len(p) for p in place])
+        plan = packed.plan(lengths.tolist(), self.device)
+        position = torch.cat([torch.arange(len(p)) for p in place]).to(self.device)
+        last = (lengths.cumsum(0) - 1).to(self.device)
+        row = torch.arange(len(place)).repeat_interleave(lengths).to(self.device)
+        lengths = lengths.to(self.device)
+        column = position + (self.filled - lengths)[row]
+        tokens = torch.tensor([t for p in place for t in p], device=self.device)
+        shape = (self.lean.layers, len(place), 2, self.lean.kv_heads, self.columns, self.lean.head_width)
+        self.past = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self._begin(lengths)
+
+        def attend(layer: int, q: Tensor, kv: Tensor, scale: float) -> Tensor:
+            self.past[layer][row, :, :, column] = kv.to(self.dtype)
+            if len(q) < len(kv):  # the last layer is asked for the last tokens only
+                keys, values = self.past[layer].narrow(3, 0, self.filled).unbind(1)
+                return self._read(keys, values, q, scale, self.mask.narrow(3, 0, self.filled))
+            return attend_packed(plan, q, kv, scale)
+
+        hidden = self.lean.forward(tokens, position, attend, last)
+        if len(place) == len(self.rows):
+            return hidden
+        which = torch.tensor([place[p] for p in self.rows], device=self.device)
+        self.past = self.past[:, which]
+        self._begin(lengths[which])
+        return hidden[which]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append a token to each row: (B) -> h (B, D)."""
+        newest = self.past.select(4, self.filled).unbind(0)
+        self.filled += 1
+        mask = self.mask.narrow(3, 0, self.filled)
+        so_far = self.past.narrow(4, 0, self.filled).unbind(0)
+
+        def attend(layer: int, q: Tensor, kv: Tensor, scale: float) -> Tensor:
+            newest[layer].copy_(kv)
+            keys, values = so_far[layer].unbind(1)
+            return self._read(keys, values, q, scale, mask)
+
+        hidden = self.lean.forward(tokens, self.position, attend, None)
+        self.position = self.position + 1
+        return hidden
+
+    def keep(self, index: Tensor) -> None:
+        """Let the rows be those of `index`, in its order; the others leave."""
+        moved = (index != torch.arange(len(index), device=self.device)).nonzero().squeeze(1)
+        self.past[:, moved] = self.past[:, index[moved]]
+        self.past = self.past[:, : len(index)]
+        self.mask, self.position = self.mask[index], self.position[index]
+
+    def _begin(self, lengths: Tensor) -> None:
+        self.position = lengths
+        empty = torch.arange(self.columns, device=self.device) < (self.filled - lengths)[:, None]
+        mask = torch.zeros(empty.shape, dtype=self.dtype, device=self.device)
+        self.mask = mask.masked_fill_(empty, -torch.inf)[:, None, None]
+
+    def _read(self, keys: Tensor, values: Tensor, q: Tensor, scale: float, mask: Tensor) -> Tensor:
+        """One query a row, of all columns so far: keys (B, kv heads, n, d), q (B, heads, d) -> (B, heads * d)."""
+        shared = q.unflatten(1, (keys.shape[1], -1)).to(self.dtype)  # the queries of one key stand together
+        out = F.scaled_dot_product_attention(shared, keys, values, mask, scale=scale)
+        return out.reshape(len(q), -1).to(q.dtype)
+
+
+class TrunkRows:
+    """The same by the trunk's own forward and cache."""
+
+    def __init__(self, lm: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> None:
+        self.trunk: Any = lm.base_model
+        longest = max(len(p) for p in prompts)
+        self.tokens = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=lm.device)
+        self.real = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=lm.device)
+        self.takes_position = "position_ids" in inspect.signature(self.trunk.forward).parameters
+        self.past: Any = None
+
+    def prefill(self) -> Tensor:
+        """h at each prompt's last token (B, D)."""
+        return self._forward(self.tokens, (self.real.cumsum(1) - 1).clamp_(min=0))
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append a token to each row: (B) -> h (B, D)."""
+        self.real = F.pad(self.real, (0, 1), value=1)
+        return self._forward(tokens[:, None], self.real.sum(1, keepdim=True) - 1)
+
+    def keep(self, index: Tensor) -> None:
+        """Let the rows be those of `index`, in its order; the others leave."""
+        self.real = self.real[index]
+        self.past.batch_select_indices(index)
+
+    def _forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        extra = {"position_ids": position} if self.takes_position else {}
+        out = self.trunk(input_ids=tokens, attention_mask=self.real, past_key_values=self.past, use_cache=True, **extra)
+        self.past = out.past_key_values
+        return out.last_hidden_state[:, -1]  # type: ignore[no-any-return]
