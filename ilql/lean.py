@@ -72,9 +72,7 @@ def llama(trunk: Any) -> Lean:
     config = trunk.config
     attention = [b.self_attn for b in trunk.layers]
     width, heads, kv_heads = attention[0].head_dim, config.num_attention_heads, config.num_key_value_heads
-    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()) or (
-        getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None) is not None
-    ):
+    if _slides(config):
         raise TypeError("attention in a sliding window")
     blocks = [
         (
@@ -120,6 +118,14 @@ FAMILIES: dict[str, Callable[[Any], Lean]] = {
     "qwen2": llama,
     "qwen3": llama,
 }
+
+
+def _slides(config: Any) -> bool:
+    """Whether a layer may look back less far than the context."""
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    if kinds is not None:
+        return any(kind != "full_attention" for kind in kinds)
+    return window is not None and window < config.max_position_embeddings
 
 
 def _layer_norm(norm: nn.LayerNorm) -> Product:

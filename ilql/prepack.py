@@ -34,9 +34,10 @@ def linear(*layers: nn.Module) -> Product:
 
     Large weights are laid out as above; small ones are kept (in, out), which is read faster where the cache is cold.
     """
-    if any(type(layer) not in (nn.Linear, Conv1D) for layer in layers):
-        raise TypeError(f"{type(layers[0]).__name__} is no plain linear layer")
     each: Any = layers
+    for layer in each:
+        if type(layer) not in (nn.Linear, Conv1D):
+            raise TypeError(f"{type(layer).__name__} is no plain linear layer")
     weights: list[Tensor] = [(x.weight.T if type(x) is Conv1D else x.weight).detach() for x in each]
     bias = _joined([x.bias for x in each], weights)
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)

@@ -216,6 +216,17 @@ def test_greedy_answers_do_not_depend_on_their_batch(encoder, architecture, beta
     assert policy.respond([]) == []
 
 
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_sampled_answers_do_not_depend_on_their_batch(encoder, beta):
+    model = make(encoder)
+    answers = []
+    for size in (1, 3, 64):
+        torch.manual_seed(7)
+        answers.append(LMPolicy(model, encoder, beta=beta, max_new_tokens=12, batch_size=size).respond(states()))
+    assert answers[0] == answers[1] == answers[2]
+    assert len(set(answers[0])) > 3
+
+
 def test_an_answer_ends_where_the_turn_ends(encoder):
     model = make(encoder)
     with torch.no_grad():
@@ -374,6 +385,12 @@ def test_a_run_and_its_model_folder_load_alike(run, model):
     policy = load_policy(run, greedy=True, beta=2.0, max_new_tokens=5)
     want = respond(load(run)[0], HI, encoder, greedy=True, beta=2.0, max_new_tokens=5)
     assert policy.respond([[Turn("user", "hi")]]) == [want]
+
+
+def test_weights_in_bf16(run):
+    policy = load_policy(run, dtype=torch.bfloat16, greedy=True, beta=2.0, support_top_k=5, max_new_tokens=5)
+    assert policy.model.dtype == torch.bfloat16
+    assert all(isinstance(text, str) for text in policy.respond(states()))
 
 
 def test_decoding_is_silent(run, capfd, caplog):

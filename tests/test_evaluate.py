@@ -91,6 +91,7 @@ def test_the_maze_by_beta(run: Path, loads: Any, capsys: pytest.CaptureFixture[s
         "support_top_k": 3,
         "support_top_p": None,
         "max_new_tokens": 2,
+        "dtype": "float32",
     }
 
 
@@ -217,6 +218,7 @@ def test_games_without_a_deal_have_no_points_where_agreed(run: Path, loads: Any,
         (["--env", "maze", "--support-top-p", "1.5"], "--support-top-p is 1.5"),
         (["--env", "maze", "--support-top-k", "0"], "--support-top-k is 0"),
         (["--env", "maze", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["--env", "maze", "--dtype", "float8"], "--dtype is float8, but must be one of float32, bfloat16"),
         (["--env", "maze", "--episods", "5"], "unknown option '--episods': did you mean '--episodes'?"),
         (["--env", "maze", "--env-arg", "observation"], "write it as KEY=VALUE"),
         (["--env", "maze", "--env-arg", "observation=both"], "must be full or partial"),

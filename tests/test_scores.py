@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ilql.model import ILQLModel
-from ilql.scores import SCORES, actor, advantage, support
+from ilql.scores import SCORES, actor, advantage, candidates, extracted, support
 from tests.toys import table_model
 
 
@@ -75,6 +75,49 @@ def test_what_the_actor_cannot_say_is_never_allowed():
     assert allowed([0.5, 0.0, 0.5], top_k=3) == [1, 0, 1]
     assert allowed([0.5, 0.0, 0.5], top_p=1.0) == [1, 0, 1]
     assert allowed([0.0, 1.0, 0.0], top_k=2, top_p=0.99) == [0, 1, 0]
+
+
+def plain_support(row: list[float], top_k: int | None, top_p: float | None) -> list[bool]:
+    """By a loop over one state's tokens, likeliest first, equal ones by their number."""
+    ranked = sorted(range(len(row)), key=lambda i: (-row[i], i))
+    inside, mass = set(), 0.0
+    for rank, token in enumerate(ranked):
+        likely = top_k is None or rank < top_k or row[token] == row[ranked[top_k - 1]]
+        if likely and (top_p is None or mass < top_p) and row[token] > -math.inf:
+            inside.add(token)
+        mass += math.exp(row[token])
+    return [i in inside for i in range(len(row))]
+
+
+@pytest.mark.parametrize("step", [0.0, 0.5, 2.0], ids=["distinct", "some equal", "many equal"])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(7, None), (1, None), (70, None), (None, 0.2), (None, 0.93), (40, 0.6), (999, 0.9), (5, 1.0)]
+)
+def test_the_list_of_candidates_is_the_support(step, top_k, top_p):
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(6, 300, generator=generator, dtype=torch.float64)
+    logits[0] = 9 * logits[0]  # a sure state beside undecided ones
+    if step:
+        logits = (logits / step).round() * step
+    logits[1, 5:] = -torch.inf
+    logp = logits.log_softmax(-1)
+    want = torch.tensor([plain_support(row, top_k, top_p) for row in logp.tolist()])
+    assert torch.equal(support(logp, top_k, top_p), want)
+    token, inside = candidates(logp, top_k, top_p)
+    assert (token.diff(dim=-1) > 0).all(), "ascending, none twice"
+    if not step and top_k is not None and top_k < 300:
+        assert token.shape == (6, top_k)
+    assert inside is None or inside.shape == token.shape
+    table, v = torch.randn(6, 300, generator=generator, dtype=torch.float64), logits[:, 0]
+
+    def q(t: Tensor | None) -> Tensor:
+        return table if t is None else table.gather(-1, t)
+
+    free, everything = extracted(advantage, logits, q, v, 0.3)
+    bound, some = extracted(advantage, logits, q, v, 0.3, top_k=top_k, top_p=top_p)
+    assert everything is None
+    whole = torch.full_like(free, -torch.inf).scatter(-1, some, bound)
+    torch.testing.assert_close(whole, torch.where(want, free, -torch.inf), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("options", [{"top_k": 0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
