@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import AutoConfig
 
 from datasets_prep.encode import Encoder
-from ilql import cached
+from ilql import border, cached, frozen, packed, states
 from ilql.build import ModelConfig, build
 from ilql.columns import row_bytes
 from ilql.command import Parser, guard
@@ -36,13 +36,15 @@ def cache(
     output: str | Path | None = None,
     *,
     history: int | str | None = None,
+    layers: int = 0,
     dtype: str = "bfloat16",
     tokens: int = 16384,
 ) -> Path:
     """Store the hidden states of a dataset under a trunk; returns the folder, which must be new.
 
     source: a run folder of train.py, a model folder, or the folder of any causal language model. output: None for
-    DATASET-cache. history: turns, "full", or None for the model's own. dtype: stored as. tokens: of dialogues that the
+    DATASET-cache. history: turns, "full", or None for the model's own. layers: the highest blocks that are left to
+    train; above 0 the states are those below them, at every position. dtype: stored as. tokens: of dialogues that the
     trunk runs on at a time. Raises InputError where source and dataset do not fit, or the disk has no room.
     """
     dataset = Path(dataset)
@@ -59,11 +61,13 @@ def cache(
     own = model.config.history
     window = own if history is None else None if history == "full" else int(history)
     check_fits(model, max((longest_window(row, window) for rows in splits for row in rows), default=0), 0)
-    counts = cached.measure(dataset, encoder.bos_id, window, tokens)
-    report(counts, dtype, int(model.config.get_text_config().hidden_size), folder)
+    form = freeze(model, layers)
+    counts = cached.measure(form, dataset, encoder.bos_id, window, tokens)
+    report(form, counts, dtype, int(model.config.get_text_config().hidden_size), folder)
     total = sum(split["tokens"] for split in counts.values())
     with tqdm(total=total, unit="token", unit_scale=True, mininterval=1.0) as bar:
         cached.write(
+            form,
             model,
             dataset,
             folder,
@@ -78,16 +82,31 @@ def cache(
     return folder
 
 
-def report(counts: dict[str, dict[str, int]], dtype: str, width: int, folder: Path) -> None:
+def freeze(model: ILQLModel, layers: int) -> cached.Form:
+    """Freeze the trunk below its highest `layers` blocks; returns the form of its cache."""
+    if layers:
+        count = len(frozen.blocks(model.lm))
+        if not 0 < layers < count:
+            raise InputError(f"--layers is {layers}, but the trunk has {count} blocks: name 0 to {count - 1}")
+        if not packed.supports(model.lm):
+            raise InputError(f"the trunk {model.lm.config.model_type!r} can only be cached whole; use --layers 0")
+        model.config.freeze = count - layers
+    else:
+        model.config.freeze = frozen.TRUNK
+    model.freeze()
+    return border.FORM if layers else states.FORM
+
+
+def report(form: cached.Form, counts: dict[str, dict[str, int]], dtype: str, width: int, folder: Path) -> None:
     """Print what a cache will take; InputError where the disk has less room."""
     positions, tokens = (sum(split[name] for split in counts.values()) for name in ("positions", "tokens"))
-    size = cached.total_bytes(counts, dtype, width)
+    size = cached.total_bytes(form, counts, dtype, width)
     place = next(parent for parent in folder.absolute().parents if parent.exists())
     free = shutil.disk_usage(place).free
     each = row_bytes(cached.hidden_kind(dtype, width))
     print(
-        f"{folder}: {size / max(1, tokens):.0f} bytes a token, {size:,} bytes in all ({positions:,} of {tokens:,} "
-        f"tokens have their state stored, {each} bytes each); {free:,} bytes are free on the disk",
+        f"{folder}: {size / max(1, tokens):.0f} bytes a token, {size:,} bytes in all ({positions:,} states of "
+        f"{tokens:,} tokens, {each} bytes each); {free:,} bytes are free on the disk",
         flush=True,
     )
     if free < size:
@@ -138,6 +157,7 @@ def cache_parser() -> Parser:
     parser.add_argument("dataset", metavar="DATA", help="a dataset folder")
     parser.add_argument("--output", help="a new folder (default: DATA-cache)")
     parser.add_argument("--history", type=_window, help="turns of a state, or full (default: the model's own)")
+    parser.add_argument("--layers", type=int, default=0, help="highest blocks that are left to train (default: 0)")
     parser.add_argument("--dtype", choices=cached.DTYPES, default="bfloat16", help="stored as (default: bfloat16)")
     parser.add_argument("--tokens", type=int, default=16384, help="that the trunk runs on at a time (default: 16384)")
     return parser
@@ -145,10 +165,11 @@ def cache_parser() -> Parser:
 
 def _cache(argv: Sequence[str]) -> None:
     args = cache_parser().parse_args(argv)
-    options = {"history": args.history, "dtype": args.dtype, "tokens": args.tokens}
+    options = {"history": args.history, "layers": args.layers, "dtype": args.dtype, "tokens": args.tokens}
     folder = cache(args.source, args.dataset, args.output, **options)
-    history = json.loads((folder / "manifest.json").read_bytes())["history"]
-    print(f"{folder}: train from it with --data.cache {folder} --model.freeze trunk --data.history {history}")
+    found = json.loads((folder / "manifest.json").read_bytes())
+    as_here = f"--model.freeze {found['trunk']['freeze']} --data.history {found['history']}"
+    print(f"{folder}: train from it with --data.cache {folder} {as_here}")
 
 
 COMMANDS = {"cache": (_cache, "store the hidden states of a dataset under a trunk that will be frozen")}

@@ -90,9 +90,11 @@ class TrainConfig:
     def _check_cache(self, cache: list[str]) -> None:
         if len(cache) != len(self.data.path):
             raise InputError(f"data.cache needs one folder for each of data.path, {len(self.data.path)} of them")
-        if self.model.freeze != "trunk":
-            raise InputError("data.cache holds what a frozen trunk computes; set model.freeze to trunk")
-        if self.batch.dialogues is not None:
+        if not self.model.freeze:
+            raise InputError(
+                "data.cache holds what a frozen trunk computes; set model.freeze to trunk or a number of blocks"
+            )
+        if self.batch.dialogues is not None and self.model.freeze == "trunk":
             raise InputError("batch.dialogues says nothing to data.cache, which knows decisions; set batch.decisions")
 
 

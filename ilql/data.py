@@ -25,8 +25,8 @@ class DataConfig:
     """Which transitions to learn from.
 
     path: dataset folders. weights: passes over each folder an epoch (1 each where not given; .5 takes another half of
-    the rows each epoch). cache: for each folder one of `ilql.annotate cache`, with hidden states of it under the frozen
-    trunk, which then does not run. history: turns before the agent's turn that a state holds, None ("full") for all.
+    the rows each epoch). cache: for each folder one of `ilql.annotate cache`, with its hidden states under the frozen part
+    of the trunk, which then does not run. history: turns before the agent's turn that a state holds, None ("full") for all.
     reward_scale: factor on every reward; reported values are divided by it again.
     """
 
@@ -109,8 +109,8 @@ class Batch:
     behaviour cloning only; state, last, next (N) positions; reward, discount, ret (N); ids: the dialogues.
 
     run: the pieces that the trunk has to compute, since under causal attention a piece that begins another is computed
-    with it; where (T): the row of the trunk's output that holds a position's h_t. hidden: that output, where it was
-    stored and the trunk need not run.
+    with it; where (T): the row of the trunk's output that holds a position's h_t. hidden: what a frozen part of the
+    trunk gives for `run`, stored; where that is the whole trunk, `run` is empty and this its output.
     """
 
     tokens: Tensor
@@ -139,7 +139,7 @@ class Batch:
     @property
     def size(self) -> int:
         """How many tokens are learned from: all that the trunk reads, or the action tokens where it does not run."""
-        return len(self.tokens) if self.hidden is None else self.m
+        return len(self.tokens) if len(self.run.tokens) else self.m
 
     @property
     def action(self) -> Tensor:

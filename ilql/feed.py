@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import AutoConfig
 
 from datasets_prep.encode import Encoder
 from ilql.algos import ALGOS
+from ilql.border import Dialogues
 from ilql.cached import Cache, open_cache
 from ilql.config import TrainConfig
 from ilql.data import Batch, collate, longest_window
+from ilql.frozen import TRUNK
 from ilql.model import ILQLModel
 from ilql.order import BatchConfig, Order
 from ilql.replay import Decisions
@@ -55,7 +58,7 @@ class Picked(Sequence[dict[str, Any]]):
 class Fixed:
     """The same batches every time, made when they are asked for."""
 
-    rows: Picked | Decisions
+    rows: Picked | Decisions | Dialogues
     collate: Callable[[Any], Batch]
     which: Sequence[Sequence[int]]
 
@@ -65,11 +68,11 @@ class Fixed:
 
 @dataclass
 class Feed:
-    """rows (dialogues, or decisions of caches) and their order; validation: the fixed batches of this process;
+    """rows (dialogues, or decisions from caches) and their order; validation: the fixed batches of this process;
     manifest: the first dataset's; digests: of every dataset's and cache's manifest; longest: tokens of the longest
     piece that a dialogue is read in."""
 
-    rows: Picked | Decisions
+    rows: Picked | Decisions | Dialogues
     order: Order
     collate: Callable[[Any], Batch]
     validation: Iterable[Batch]
@@ -125,9 +128,14 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
         fixed = _arrange(cfg, cfg.batch, rows, together, rank, world)
         return feed(**fixed | {"validation": list(fixed["validation"])}, digests=digests)
     caches = open_caches(cfg)
-    pools = {split: Decisions(caches, split, picked.rows, picked.selected, **options) for split, picked in rows.items()}
     digests += [sha256(cache.folder / "manifest.json") for cache in caches]
-    batching = replace(cfg.batch, dialogues=cfg.batch.decisions)
+    pools: dict[str, Decisions | Dialogues] = {}
+    for split, picked in rows.items():
+        if cfg.model.freeze == TRUNK:
+            pools[split] = Decisions(caches, split, picked.rows, picked.selected, **options)
+        else:
+            pools[split] = Dialogues(caches, split, picked.rows, picked.chosen, together)
+    batching = replace(cfg.batch, dialogues=cfg.batch.decisions) if cfg.model.freeze == TRUNK else cfg.batch
     return feed(**_arrange(cfg, batching, pools, _as_it_is, rank, world), digests=digests, caches=caches)
 
 
@@ -138,7 +146,7 @@ def _as_it_is(batch: Batch) -> Batch:
 def _arrange(
     cfg: TrainConfig,
     batching: BatchConfig,
-    rows: Mapping[str, Picked | Decisions],
+    rows: Mapping[str, Picked | Decisions | Dialogues],
     together: Callable[[Any], Batch],
     rank: int,
     world: int,
@@ -163,7 +171,14 @@ def open_caches(cfg: TrainConfig) -> list[Cache]:
     """The caches of hidden states, one for each dataset."""
     source = _trunk(cfg) or "RUN"
     pairs = zip(cfg.data.cache or [], cfg.data.path, strict=True)
-    return [open_cache(folder, dataset, cfg.data.history, source) for folder, dataset in pairs]
+    freeze, layers = cfg.model.freeze, 0
+    if isinstance(freeze, int):
+        name = cfg.model.pretrained
+        count = cfg.model.layers
+        if name is not None:
+            count = AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config().num_hidden_layers
+        layers = max(0, count - freeze)
+    return [open_cache(folder, dataset, cfg.data.history, source, freeze, layers) for folder, dataset in pairs]
 
 
 def _trunk(cfg: TrainConfig) -> str | None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,8 +56,7 @@ def below(lm: PreTrainedModel, count: int) -> list[nn.Module]:
     handles = [m.register_forward_hook(end) for m in lm.base_model.modules()]
     handles.append(blocks(lm)[count].register_forward_pre_hook(reach))
     try:
-        tokens = torch.zeros(1, 2, dtype=torch.long, device=lm.device)
-        lm.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+        _glance(lm)
     finally:
         for handle in handles:
             handle.remove()
@@ -77,6 +77,80 @@ def apply(lm: PreTrainedModel, freeze: Freeze) -> list[nn.Module]:
     if out.weight is not lm.get_input_embeddings().weight:
         out.requires_grad_(True)
     return [lm]
+
+
+# ---- the border ------------------------------------------------------------------------------------------------------
+
+
+class _Reached(Exception):
+    """A forward pass came to the border; the argument is what block `count` was to read."""
+
+
+@torch.no_grad()
+def border(lm: PreTrainedModel, count: int, run: Callable[[], object]) -> Tensor:
+    """What block number `count` reads when `run` runs the trunk, (T, D); the blocks above do not run."""
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+    handle = blocks(lm)[count].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        run()
+    except _Reached as reached:
+        return reached.args[0][0]  # type: ignore[no-any-return]
+    finally:
+        handle.remove()
+    raise InputError(f"model.freeze: the trunk {lm.config.model_type!r} does not run its blocks in turn; use {TRUNK!r}")
+
+
+class _Skip(nn.Module):
+    """Stands where a frozen block does and gives what is known already."""
+
+    def __init__(self, block: nn.Module, hidden: Tensor, as_tuple: bool) -> None:
+        super().__init__()
+        object.__setattr__(self, "block", block)  # not one of its own modules
+        self.hidden, self.as_tuple = hidden, as_tuple
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.block, name)  # some trunks ask a block for its kind of attention
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return (self.hidden,) if self.as_tuple else self.hidden
+
+
+@contextmanager
+def entering(lm: PreTrainedModel, count: int, hidden: Tensor, as_tuple: bool) -> Iterator[None]:
+    """Let the trunk begin with block number `count` >= 1, which reads `hidden` (T, D), within this block."""
+    listed = blocks(lm)
+    lower = list(listed[:count])
+    for i, block in enumerate(lower):
+        listed[i] = _Skip(block, hidden[None], as_tuple)
+    try:
+        yield
+    finally:
+        for i, block in enumerate(lower):
+            listed[i] = block
+
+
+@torch.no_grad()
+def gives_tuples(lm: PreTrainedModel) -> bool:
+    """Whether the trunk's blocks give a tuple, as older families' do, and not the hidden states alone."""
+    seen: list[Any] = []
+    handle = blocks(lm)[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        _glance(lm)
+    finally:
+        handle.remove()
+    return isinstance(seen[0], tuple)
+
+
+def _glance(lm: PreTrainedModel) -> None:
+    """Run the trunk on two tokens."""
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=lm.device)
+    lm.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
 
 
 # ---- identity --------------------------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The algorithm's loss vectors, each (M) where its name is in `algo.PER_TOKEN`, else (N)."""
-        hidden = self.model.hidden(*batch.run) if batch.hidden is None else batch.hidden
+        hidden = self.model.hidden(*batch.run, stored=batch.hidden)
         out = Out(self.model, hidden, batch, getattr(self.algo, "BACKUP", None))
         losses = self.algo.loss(out, batch, self.cfg)
         for name, loss in losses.items():

@@ -68,6 +68,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
     def __init__(self, config: ILQLConfig, lm: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self._still: list[nn.Module] = []  # stays in eval mode
+        self._tuples = False  # what the trunk's blocks give
         self.lm = lm if lm is not None else AutoModelForCausalLM.from_config(config.text_config)
         text: Any = config.text_config
         width, vocabulary = int(text.hidden_size), int(text.vocab_size)
@@ -108,6 +109,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         """Take the gradient from the targets and from what `config.freeze` names of the trunk. Loading forgets it."""
         self.freeze_targets()
         self._still = frozen.apply(self.lm, self.config.freeze)
+        self._tuples = isinstance(self.config.freeze, int) and frozen.gives_tuples(self.lm)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> ILQLModel:
@@ -150,8 +152,17 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
             "the critics have one output a token: add tokens before training, with --action-token at building"
         )
 
-    def hidden(self, tokens: Tensor, position: Tensor, lengths: Sequence[int]) -> Tensor:
-        """h_t of packed pieces: (T), (T) -> (T, D). Attention stays within each piece of `lengths`."""
+    def hidden(self, tokens: Tensor, position: Tensor, lengths: Sequence[int], stored: Tensor | None = None) -> Tensor:
+        """h_t of packed pieces: (T), (T) -> (T, D). Attention stays within each piece of `lengths`.
+
+        stored (T, D): what the frozen part of the trunk gives for these tokens, which then does not run.
+        """
+        if stored is not None:
+            freeze = self.config.freeze
+            if freeze == frozen.TRUNK:
+                return stored
+            with frozen.entering(self.lm, int(freeze or 0), stored, self._tuples):
+                return self.hidden(tokens, position, lengths)
         trunk = self.lm.base_model
         if packed.supports(self.lm):
             with packed.packed(self.lm):

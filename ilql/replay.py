@@ -5,14 +5,24 @@ alike; a batch is the `Batch` that every algorithm knows, made by a few gathers,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ilql.cached import NOTHING, STATE, Cache, tensor
+from ilql.cached import Cache, tensor
+from ilql.columns import Column
 from ilql.data import Batch, Run
+from ilql.states import FORM, NOTHING, STATE
 from ilql.types import InputError
+
+
+class Split(NamedTuple):
+    """The columns of a split, memory-mapped."""
+
+    hidden: Column
+    decisions: dict[str, Column]
+    tokens: dict[str, Column]
 
 
 class Ids(Sequence[str]):
@@ -68,7 +78,8 @@ class Decisions:
     ) -> None:
         """dialogues: of all datasets in order. chosen: the numbers of those to learn from, None for all. The rest as in
         `ilql.data.collate`."""
-        self.parts = [cache.split(split) for cache in caches]
+        read = [cache.columns(FORM, split) for cache in caches]
+        self.parts = [Split(files["hidden"]["h"], files["decisions"], files["tokens"]) for files in read]
         self.dtypes = [cache.manifest["dtype"] for cache in caches]
         self.dialogues, self.gamma, self.scale = dialogues, gamma, reward_scale
         self.bootstraps, self.acted = bootstraps, acted
@@ -201,7 +212,7 @@ def _ranges(begin: np.ndarray, size: np.ndarray) -> np.ndarray:
     return np.arange(int(end[-1]) if len(end) else 0) + np.repeat(begin - (end - size), size)
 
 
-def check_rows(part: Any, where: str, remedy: str) -> None:
+def check_rows(part: Split, where: str, remedy: str) -> None:
     """Refuse columns that point outside each other: a wrong number would be read as another decision's state."""
     positions, actions = len(part.hidden), len(part.tokens["read"])
     size, token = part.decisions["size"].all().astype(np.int64), part.decisions["token"].all()

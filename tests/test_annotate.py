@@ -16,6 +16,7 @@ from ilql.model import ILQLModel
 from ilql.rows import Rows
 from ilql.trainer import train
 from ilql.types import InputError
+from tests.test_cached import split_of
 from tests.tiny import config, dataset
 
 
@@ -52,7 +53,7 @@ def test_the_command_says_what_it_takes_before_it_writes(
     positions, tokens = (sum(split[name] for split in counts) for name in ("positions", "tokens"))
     decisions = sum(split["decisions"] for split in counts)
     size = positions * 2 * 32 + decisions * 37 + decisions * 12  # the index columns: a row a decision and a token
-    assert f"{folder}: {size / tokens:.0f} bytes a token, {size:,} bytes in all ({positions:,} of {tokens:,}" in said[0]
+    assert f"{folder}: {size / tokens:.0f} bytes a token, {size:,} bytes in all ({positions:,} states of " in said[0]
     assert "64 bytes each" in said[0]
     on_disk = sum(p.stat().st_size for p in folder.rglob("*.arrow"))
     assert size < on_disk < size + 6 * 2000
@@ -85,7 +86,7 @@ def test_any_language_model_is_a_trunk(place: Path, tmp_path: Path) -> None:
     lm.save_pretrained(plain)
     folder = cache(plain, place / "data", tmp_path / "cache", dtype="float64")
     assert manifest(folder)["history"] == "full"
-    opened = cached.open_cache(folder, place / "data", None, "x").split("train")
+    opened = split_of(folder, place / "data")
     row = Rows(place / "data")[0]
     with torch.no_grad():
         h = lm.base_model(torch.tensor(row["tokens"].tolist())[None]).last_hidden_state[0, int(row["start"][0]) - 1]
@@ -105,6 +106,35 @@ def test_any_language_model_is_a_trunk(place: Path, tmp_path: Path) -> None:
     (plain / "model.safetensors").unlink()
     with pytest.raises(InputError, match="has no weights in safetensors, and no others are read"):
         cache(plain, place / "data", tmp_path / "other")
+
+
+def test_states_below_the_last_blocks(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All positions, and the count is exact where dialogues are not cut into windows."""
+    folder = tmp_path / "cache"
+    arguments = ["cache", str(place / "run"), str(place / "data"), "--layers", "1", "--history", "full"]
+    assert main([*arguments, "--output", str(folder)]) == 0
+    found = manifest(folder)
+    lm = ILQLModel.from_pretrained(place / "run" / "model").lm
+    assert found["trunk"]["freeze"] == 1
+    assert found["trunk"]["digest"] == frozen.digest(lm, 1) != frozen.digest(lm, "trunk")
+    assert all(split["positions"] == split["tokens"] for split in found["splits"].values())
+    assert f"--data.cache {folder} --model.freeze 1 --data.history full" in capsys.readouterr().out
+    monkeypatch.setattr("ilql.packed.supports", lambda lm: False)
+    assert main([*arguments, "--output", str(tmp_path / "other")]) == 2
+    assert "can only be cached whole; use --layers 0" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_trunk_that_cannot_begin_later_is_refused(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = frozen.border
+    monkeypatch.setattr(frozen, "border", lambda *args: real(*args) + 1)
+    with pytest.raises(InputError, match="cannot begin with block 1; cache it whole"):
+        cache(place / "run", place / "data", tmp_path / "cache", layers=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +158,8 @@ def test_options(place: Path, tmp_path: Path) -> None:
     [
         (["cache", "{run}", "{data}", "--output", "{run}"], "run exists; name another --output"),
         (["cache", "{run}", "{data}", "--tokens", "0"], "--tokens is 0"),
+        (["cache", "{run}", "{data}", "--layers", "2"], "--layers is 2, but the trunk has 2 blocks: name 0 to 1"),
+        (["cache", "{run}", "{data}", "--layers", "-1"], "--layers is -1"),
         (["cache", "{run}", "{data}", "--dtype", "int8"], "invalid choice: 'int8'"),
         (["cache", "{run}", "{data}", "--history", "some"], "'some' is neither a number of turns nor full"),
         (["cache", "{run}", "{data}", "--outptu", "x"], "did you mean '--output'?"),

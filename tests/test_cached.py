@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Model
 
-from ilql import cached, checkpoint
+from ilql import checkpoint, states
 from ilql.algos import ALGOS
 from ilql.annotate import cache
+from ilql.cached import open_cache
 from ilql.config import TrainConfig
 from ilql.feed import read
+from ilql.replay import Split
 from ilql.rows import Rows
 from ilql.trainer import train
 from ilql.types import InputError
@@ -81,7 +84,7 @@ def test_twenty_steps_equal_those_of_the_frozen_trunk(
     plain = train(place.config(tmp_path / "plain", algo, step, steps=20, data=data))
     other = place.cached(tmp_path / "cached", algo, step, steps=20, data=data)
     with monkeypatch.context() as patch:
-        patch.setattr("ilql.model.ILQLModel.hidden", lambda *a: pytest.fail("the trunk ran"))
+        patch.setattr(GPT2Model, "forward", lambda *a, **k: pytest.fail("the trunk ran"))
         patch.setattr("ilql.build.check_trunk", lambda model: None)
         found = train(other)
     assert_close(plain, found)
@@ -133,9 +136,9 @@ def test_a_transition_without_a_next_state_is_cloned_only(place: Place, tmp_path
     cfg = place.cached(tmp_path / "run", batch={"decisions": 1})
     pool: Any = read(cfg).rows
     follows = pool.parts[0].decisions["follows"].all()
-    alone = pool.__getitems__(np.flatnonzero(follows == cached.NOTHING)[:1])
+    alone = pool.__getitems__(np.flatnonzero(follows == states.NOTHING)[:1])
     assert (alone.n, alone.m) == (0, 1)
-    end = pool.__getitems__(np.flatnonzero(follows == cached.TERMINAL)[:1])
+    end = pool.__getitems__(np.flatnonzero(follows == states.TERMINAL)[:1])
     assert (end.n, float(end.discount)) == (1, 0.0)
 
 
@@ -176,6 +179,11 @@ def test_another_cache_in_its_place_is_refused(place: Place, tmp_path: Path, mon
         train(cfg, resume=True)
 
 
+def split_of(folder: Path, data: Path) -> Split:
+    files = open_cache(folder, data, None, "x").columns(states.FORM, "train")
+    return Split(files["hidden"]["h"], files["decisions"], files["tokens"])
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -193,12 +201,12 @@ def test_every_dialogue_has_its_states_whatever_the_budget(place: Place, tmp_pat
         cache(place.bases["float64"], place.data["token"], tmp_path / str(n), dtype="float64", tokens=n)
         for n in (1, 10**6)
     )
-    one, other = (cached.open_cache(f, place.data["token"], None, "x").split("train") for f in (a, b))
-    for name in cached.DECISIONS.keys() - {"last", "next"}:
+    one, other = (split_of(f, place.data["token"]) for f in (a, b))
+    for name in states.DECISIONS.keys() - {"last", "next"}:
         assert np.array_equal(one.decisions[name].all(), other.decisions[name].all()), name
     for name in ("last", "next"):
         rows = [x.hidden.take(x.decisions[name].all()) for x in (one, other)]
-        follows = one.decisions["follows"].all() == cached.STATE if name == "next" else np.ones(len(rows[0]), bool)
+        follows = one.decisions["follows"].all() == states.STATE if name == "next" else np.ones(len(rows[0]), bool)
         assert np.allclose(rows[0][follows], rows[1][follows], rtol=0, atol=1e-12)
     assert len(one.hidden) >= len(other.hidden), "the same beginning of two dialogues is stored once"
 

@@ -23,6 +23,7 @@ from ilql.losses import expectile, nll, td, td_target
 from ilql.model import ILQLModel
 from ilql.replay import Decisions
 from ilql.rows import Mix, Rows
+from ilql.states import FORM
 from ilql.types import InputError
 from tests.tiny import dataset
 
@@ -59,8 +60,8 @@ def model_of(critic: str, dtype: str = "float64") -> ILQLModel:
 
 def stored(model: ILQLModel, data: Path, folder: Path, history: int | None, dtype: str = "float64") -> cached.Cache:
     if not folder.exists():
-        counts = cached.measure(data, BOS, history, 90)
-        cached.write(model, data, folder, counts, name="x", bos=BOS, history=history, dtype=dtype, budget=90)
+        counts = cached.measure(FORM, data, BOS, history, 90)
+        cached.write(FORM, model, data, folder, counts, name="x", bos=BOS, history=history, dtype=dtype, budget=90)
     return open_cache(folder, data, history, "x")
 
 
@@ -196,7 +197,7 @@ def test_returns_of_many_dialogues_have_the_same_bits(rewards: list[list[float]]
 
 def test_columns_that_do_not_fit_are_refused(data: Path, tmp_path: Path) -> None:
     cache = stored(model_of("vocabulary"), data, tmp_path / "cache", None)
-    part = cache.split("train")
+    part = pool_of([cache], Mix([Rows(data)])).parts[0]
     replay.check_rows(part, "here", "mend")
     for table, name, value in (("tokens", "read", 10**6), ("decisions", "last", -1), ("decisions", "size", 9)):
         broken = {k: copy.copy(column) for k, column in getattr(part, table).items()}
