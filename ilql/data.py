@@ -25,8 +25,9 @@ class DataConfig:
     """Which transitions to learn from.
 
     path: dataset folders. weights: passes over each folder an epoch (1 each where not given; .5 takes another half of
-    the rows each epoch). cache: for each folder one of `ilql.annotate cache`, with its hidden states under the frozen part
-    of the trunk, which then does not run. history: turns before the agent's turn that a state holds, None ("full") for all.
+    the rows each epoch). cache: for each folder one of `ilql.annotate cache`, with its hidden states under what is
+    frozen of the trunk, which then does not run. history: turns before the agent's turn that a state holds, None
+    ("full") for all.
     reward_scale: factor on every reward; reported values are divided by it again.
     """
 
