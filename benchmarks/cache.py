@@ -24,6 +24,7 @@ from ilql.algos import ilql
 from ilql.learner import Learner
 from ilql.optim import OptimConfig, adamw
 from ilql.replay import Decisions
+from ilql.states import FORM
 
 FP32, BF16 = "ours from stored h_t, fp32", "ours from stored h_t, bf16"
 TIMES = 10  # dialogues in the cache for each of a batch
@@ -52,8 +53,9 @@ class Cached:
         data, to = folder / "data", folder / "cache"
         write(data, rows, self.shape.vocabulary)
         budget = 16384
-        counts = cached.measure(data, BOS, None, budget)
-        cached.write(self.model, data, to, counts, name="generated", bos=BOS, history=None, dtype=dtype, budget=budget)
+        counts = cached.measure(FORM, data, BOS, None, budget)
+        options: dict[str, Any] = {"name": "generated", "bos": BOS, "history": None, "dtype": dtype, "budget": budget}
+        cached.write(FORM, self.model, data, to, counts, **options)
         self.learner.train()
         opened = cached.open_cache(to, data, None, "generated")
         opened.check_trunk(self.model, "generated")

@@ -76,8 +76,8 @@ def hidden_kind(dtype: str, width: int) -> Kinds:
 
 def total_bytes(form: Form, counts: Mapping[str, Counts], dtype: str, width: int) -> int:
     """Bytes of a cache's columns."""
-    each = {form.rows[name]: row_bytes(kinds) for name, kinds in form.kinds(dtype, width).items()}
-    return sum(split[name] * size for split in counts.values() for name, size in each.items())
+    each = [(form.rows[name], row_bytes(kinds)) for name, kinds in form.kinds(dtype, width).items()]
+    return sum(split[name] * size for split in counts.values() for name, size in each)
 
 
 @torch.no_grad()

@@ -120,7 +120,12 @@ def test_states_below_the_last_blocks(
     assert found["trunk"]["freeze"] == 1
     assert found["trunk"]["digest"] == frozen.digest(lm, 1) != frozen.digest(lm, "trunk")
     assert all(split["positions"] == split["tokens"] for split in found["splits"].values())
-    assert f"--data.cache {folder} --model.freeze 1 --data.history full" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"--data.cache {folder} --model.freeze 1 --data.history full" in out
+    tokens, dialogues = (sum(split[name] for split in found["splits"].values()) for name in ("tokens", "dialogues"))
+    size = tokens * (2 * 32 + 4) + dialogues * 12
+    assert f"{size / tokens:.0f} bytes a token, {size:,} bytes in all" in out
+    assert size < sum(p.stat().st_size for p in folder.rglob("*.arrow")) < size + 6 * 2000
     monkeypatch.setattr("ilql.packed.supports", lambda lm: False)
     assert main([*arguments, "--output", str(tmp_path / "other")]) == 2
     assert "can only be cached whole; use --layers 0" in capsys.readouterr().err
@@ -131,7 +136,7 @@ def test_a_trunk_that_cannot_begin_later_is_refused(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = frozen.border
-    monkeypatch.setattr(frozen, "border", lambda *args: real(*args) + 1)
+    monkeypatch.setattr(frozen, "border", lambda *args: real(*args).roll(1, 0))
     with pytest.raises(InputError, match="cannot begin with block 1; cache it whole"):
         cache(place / "run", place / "data", tmp_path / "cache", layers=1)
     assert list(tmp_path.iterdir()) == []
