@@ -2,8 +2,8 @@
 forward and the two products of its gradient, nothing computed again. So whoever pads or recomputes has a smaller share
 of the machine's peak, and no trick can make the count larger.
 
-    trunk     6 P a token, P = numbers in the matrices of its layers; attention 3 * 4 D * L (L + 1) / 2 a layer and
-              dialogue of L tokens (a token attends to itself and to those before it)
+    trunk     6 P a token, P = numbers in the matrices of its layers; attention 3 * 4 D (t + 1) a layer and token at
+              position t (it attends to itself and to those before it)
     actor     6 D V an action token
     critics   6 K (D H + H V) a decision; the conservative penalty needs the whole vocabulary
     V         6 (D H + H) a decision, forward only (2) once more at each next state
@@ -31,9 +31,8 @@ def step(model: ILQLModel, batch: Batch) -> float:
     text: Any = model.config.get_text_config()
     width, vocabulary, hidden = text.hidden_size, text.vocab_size, model.config.head_width or 2 * text.hidden_size
     critics = model.config.critics
-    lengths = batch.run.lengths
-    trunk = 6 * layers(model) * sum(lengths)
-    trunk += text.num_hidden_layers * 3 * 4 * width * sum(n * (n + 1) // 2 for n in lengths)
+    trunk = 6 * layers(model) * len(batch.run.tokens)
+    trunk += text.num_hidden_layers * 3 * 4 * width * int((batch.run.position + 1).sum())
     scalar = width * hidden + hidden
     follows = int((batch.discount != 0).sum())
     heads = 6 * width * vocabulary * batch.m

@@ -15,6 +15,7 @@ from ilql.cached import Cache, Counts, Form, groups, hidden_kind, numbers, tenso
 from ilql.columns import Kinds, Writer
 from ilql.data import Batch, Row, Run, collate
 from ilql.model import ILQLModel
+from ilql.prefix import beside
 from ilql.rows import Mix, Rows
 from ilql.types import InputError
 
@@ -45,7 +46,7 @@ def join(batches: Sequence[Batch]) -> Batch:
         run=Run(
             torch.cat([b.run.tokens for b in batches]),
             torch.cat([b.run.position for b in batches]),
-            [length for b in batches for length in b.run.lengths],
+            beside([b.run.segments for b in batches]),
         ),
         ids=[name for b in batches for name in b.ids],
         hidden=None if batches[0].hidden is None else torch.cat([b.hidden for b in batches if b.hidden is not None]),

@@ -15,9 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ilql.model import ILQLConfig, ILQLModel
+from ilql.prefix import Segments, paths, positions
 from ilql.types import InputError
 
 ARCHITECTURES = ("gpt2", "llama")  # shapes that `architecture` trains from scratch and tests cover; others may work
+BRANCHED = Segments([3, 2, 2], [-1, -1, 0], [0, 0, 2])  # two pieces, and one that branches off the first
 
 
 @dataclass(frozen=True)
@@ -181,12 +183,13 @@ def check_trunk(model: ILQLModel) -> None:
     if not seen or not _near(seen[0], trunk.last_hidden_state) or not _near(logits, sure.to(logits).expand_as(logits)):
         raise InputError(f"the trunk {family!r} changes its logits after the output embedding; use another family")
     try:
-        position = torch.cat([torch.arange(4), torch.arange(3)]).to(tokens)
-        hidden = model.hidden(tokens, position, [4, 3])
+        hidden = model.hidden(tokens, torch.from_numpy(positions(BRANCHED)).to(tokens), BRANCHED)
     except NotImplementedError as error:
         raise InputError(f"the trunk {family!r} cannot train on packed dialogues ({error}); use another") from None
-    alone: list[Any] = [(t[None], real[:, : len(t)]) for t in tokens.split([4, 3])]
-    separate = [model.lm.base_model(input_ids=t, attention_mask=mask, use_cache=False)[0][0] for t, mask in alone]
+    separate = []
+    for path, depth in zip(paths(BRANCHED), BRANCHED.depths, strict=True):
+        alone = model.lm.base_model(input_ids=tokens[path][None], attention_mask=real[:, : len(path)], use_cache=False)
+        separate.append(alone.last_hidden_state[0, depth:])
     if not _near(hidden, torch.cat(separate)):
         raise InputError(f"the trunk {family!r} mixes dialogues that are packed together; use another family")
     model.train(was_training)

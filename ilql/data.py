@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ilql.prefix import Segments, apart, positions, share
 from ilql.types import InputError
 
 Row = Mapping[str, Any]
@@ -109,9 +110,9 @@ class Batch:
     decision (an algorithm that bootstraps cannot use a transition whose next state was not logged) come last, for
     behaviour cloning only; state, last, next (N) positions; reward, discount, ret (N); ids: the dialogues.
 
-    run: the pieces that the trunk has to compute, since under causal attention a piece that begins another is computed
-    with it; where (T): the row of the trunk's output that holds a position's h_t. hidden: what a frozen part of the
-    trunk gives for `run`, stored; where that is the whole trunk, `run` is empty and this its output.
+    run: what the trunk has to compute, which is what pieces share only once; where (T): the row of the trunk's output
+    that holds a position's h_t. hidden: what a frozen part of the trunk gives for `run`, stored; where that is the
+    whole trunk, `run` is empty and this its output.
     """
 
     tokens: Tensor
@@ -152,7 +153,7 @@ class Batch:
 
         def move(value: Any) -> Any:
             if isinstance(value, Run):
-                return Run(move(value.tokens), move(value.position), value.lengths)
+                return value._replace(tokens=move(value.tokens), position=move(value.position))
             if not isinstance(value, Tensor):
                 return value
             return value.to(device, dtype if value.is_floating_point() else None)
@@ -161,43 +162,24 @@ class Batch:
 
 
 class Run(NamedTuple):
-    """What the trunk computes: tokens (U), position (U), and the lengths of the pieces."""
+    """What the trunk computes: tokens (U), position (U), and the segments that these lie in."""
 
     tokens: Tensor
     position: Tensor
-    lengths: list[int]
+    segments: Segments
 
 
-def _run(pieces: Mapping[bytes, bool]) -> tuple[Run, np.ndarray]:
+def _run(pieces: Mapping[bytes, bool]) -> tuple[Run, Tensor]:
     """What the trunk computes of pieces (their int32 tokens as bytes -> whether h at their last token is read), and for
-    every position of all pieces the row of its output, (T); a position that nobody reads has a row out of range.
-
-    A piece that is the beginning of another is computed with it: sorted, it stands right before one that it begins.
-    """
-    wanted = [piece if read else piece[:-4] for piece, read in pieces.items()]
-    order = sorted(range(len(wanted)), key=wanted.__getitem__)
-    host = list(range(len(wanted)))
-    for a, b in zip(reversed(order[:-1]), reversed(order[1:]), strict=True):
-        if wanted[b].startswith(wanted[a]):
-            host[a] = host[b]
-    kept = [i for i, h in enumerate(host) if h == i]
-    lengths = [len(wanted[i]) // 4 for i in kept]
-    first = dict(zip(kept, np.cumsum([0, *lengths[:-1]]).tolist(), strict=True))
-    where = []
-    for i, (piece, read) in enumerate(pieces.items()):
-        rows = np.arange(len(piece) // 4) + first[host[i]]
-        if not read:
-            rows[-1] = sum(lengths)
-        where.append(rows)
-    return Run(_tokens([wanted[i] for i in kept]), _positions(lengths), lengths), np.concatenate(where)
+    every position of all pieces the row of its output, (T); a position that nobody reads has a row out of range."""
+    segments, tokens, rows = share([piece if read else piece[:-4] for piece, read in pieces.items()])
+    where = [r if read else np.append(r, len(tokens) // 4) for r, read in zip(rows, pieces.values(), strict=True)]
+    run = Run(_tokens([tokens]), torch.from_numpy(positions(segments)), segments)
+    return run, torch.from_numpy(np.concatenate(where))
 
 
 def _tokens(pieces: Iterable[bytes]) -> Tensor:
     return torch.from_numpy(np.frombuffer(b"".join(pieces), np.int32).astype(np.int64))
-
-
-def _positions(lengths: Sequence[int]) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))
 
 
 class _Pieces:
@@ -266,63 +248,55 @@ def collate(
     read at an action's last token (scalar critics of utterances do, critics over the vocabulary do not).
     """
     pieces = _Pieces(bos)
-    cols: dict[str, list[np.ndarray]] = {k: [] for k in ("state", "last", "next", "reward", "discount", "ret")}
-    target: list[np.ndarray] = []
-    owner: list[np.ndarray] = []
-    orphans: list[np.ndarray] = []
+    parts: list[dict[str, np.ndarray]] = []
     ids, n = [], 0
     for row in rows:
-        start, end = row["start"], row["end"]
-        at = decisions(start, end, len(row["tokens"]), bool(row["terminated"]))
+        at = decisions(row["start"], row["end"], len(row["tokens"]), bool(row["terminated"]))
         shifts, final = _shifts(row, at, history, pieces, acted)
-        keep = len(start) if at.has_next or not bootstraps else len(start) - 1
-        reward = np.asarray(row["reward"], np.float64) * reward_scale
-        discount = np.full(len(start), gamma)
-        if row["terminated"] or not at.has_next:
-            discount[-1] = 0.0
-        columns = {
-            "state": at.state + shifts,
-            "last": at.last + shifts,
-            "next": at.next + np.append(shifts[1:], final),
-            "reward": reward,
-            "discount": discount,
-            "ret": returns(reward, gamma),
-        }
-        for name, column in columns.items():
-            cols[name].append(column[:keep])
-        size = end - start
-        which: np.ndarray = np.repeat(np.arange(len(start)), size)
-        begins: np.ndarray = start + shifts - (np.cumsum(size) - size)
-        place = np.arange(len(which)) + begins[which]
-        owned = which < keep
-        target.append(place[owned])
-        owner.append(which[owned] + n)
-        orphans.append(place[~owned])
+        keep = len(shifts) if at.has_next or not bootstraps else len(shifts) - 1
+        columns = _steps(row, at, shifts, final, gamma, reward_scale)
+        parts.append({name: column[:keep] for name, column in columns.items()} | _acts(row, shifts, keep, n))
         ids.append(str(row["id"]))
         n += keep
     if not pieces.known:
         raise InputError("a batch without dialogues; the dataset is empty")
-    laid = list(pieces.known)
+    flat = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    flat["target"] = np.concatenate([flat["target"], flat.pop("orphan")])
     run, where = _run(pieces.read)
-
-    def index(parts: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
-
-    def number(name: str) -> Tensor:
-        return torch.from_numpy(np.concatenate(cols[name]))
-
     return Batch(
-        tokens=_tokens(laid),
-        position=_positions([len(p) // 4 for p in laid]),
-        target=index(target + orphans),
-        owner=index(owner),
-        state=index(cols["state"]),
-        last=index(cols["last"]),
-        next=index(cols["next"]),
-        reward=number("reward"),
-        discount=number("discount"),
-        ret=number("ret"),
+        tokens=_tokens(pieces.known),
+        position=torch.from_numpy(positions(apart([len(piece) // 4 for piece in pieces.known]))),
+        **{name: torch.from_numpy(column) for name, column in flat.items()},
         run=run,
-        where=torch.from_numpy(where),
+        where=where,
         ids=ids,
     )
+
+
+def _steps(
+    row: Row, at: Decisions, shifts: np.ndarray, final: int, gamma: float, reward_scale: float
+) -> dict[str, np.ndarray]:
+    """What a Batch says of each decision of a row, (n) each; shifts and final: see `_shifts`."""
+    reward = np.asarray(row["reward"], np.float64) * reward_scale
+    discount = np.full(len(shifts), gamma)
+    if row["terminated"] or not at.has_next:
+        discount[-1] = 0.0
+    return {
+        "state": at.state + shifts,
+        "last": at.last + shifts,
+        "next": at.next + np.append(shifts[1:], final),
+        "reward": reward,
+        "discount": discount,
+        "ret": returns(reward, gamma),
+    }
+
+
+def _acts(row: Row, shifts: np.ndarray, keep: int, first: int) -> dict[str, np.ndarray]:
+    """Positions of a row's action tokens: those of its first `keep` decisions, which number `first` and on, with their
+    owners, and the orphans of the decision that was left out."""
+    start, size = row["start"], row["end"] - row["start"]
+    which: np.ndarray = np.repeat(np.arange(len(start)), size)
+    begins: np.ndarray = start + shifts - (np.cumsum(size) - size)
+    place = np.arange(len(which)) + begins[which]
+    owned = which < keep
+    return {"target": place[owned], "owner": which[owned] + first, "orphan": place[~owned]}

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from ilql import packed
 from ilql.lean import Lean, attend_packed
+from ilql.prefix import apart
 
 
 class LeanRows:
@@ -44,7 +45,7 @@ class LeanRows:
         """h at each prompt's last token (B, D). Equal prompts are computed once."""
         place = {prompt: i for i, prompt in enumerate(dict.fromkeys(self.rows))}
         lengths = torch.tensor([len(p) for p in place])
-        plan = packed.plan(lengths.tolist(), self.device)
+        plan = packed.Plan(apart(lengths.tolist()), self.device)
         position = torch.cat([torch.arange(len(p)) for p in place]).to(self.device)
         last = (lengths.cumsum(0) - 1).to(self.device)
         row = torch.arange(len(place)).repeat_interleave(lengths).to(self.device)

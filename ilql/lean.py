@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ilql import packed
+from ilql.prefix import apart
 from ilql.prepack import Product, linear
 
 # layer, q (T, heads, d) or of fewer tokens, k and v (T, 2, kv heads, d), scale of q k -> (tokens of q, heads * d)
@@ -162,7 +163,7 @@ def _unaltered(module: nn.Module) -> bool:
 def _agrees(written: Lean, trunk: Any) -> bool:
     count = min(7, trunk.config.max_position_embeddings)
     tokens = torch.arange(count, device=trunk.device) % int(trunk.config.vocab_size)
-    plan = packed.plan([count], trunk.device)
+    plan = packed.Plan(apart([count]), trunk.device)
 
     def attend(layer: int, q: Tensor, kv: Tensor, scale: float) -> Tensor:
         return attend_packed(plan, q, kv, scale)

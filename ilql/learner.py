@@ -24,7 +24,7 @@ from ilql.types import InputError
 class Out:
     """Statistics of a batch, one number a decision (N) or action token (M), critics leading (K).
 
-    Each is computed once for every distinct place that it is read at, and spread to the decisions by index.
+    Each is computed once for every distinct h_t and action that it is read from, and spread to the decisions by index.
     token_weight (M): how a loss is going to weigh `logp`, set before that is read; None for all alike.
     """
 
@@ -40,22 +40,23 @@ class Out:
         """log pi(a) of every action token under the actor, (M). Exact whatever the loss does with it; where the loss
         weighs it by `token_weight`, its gradient comes by the shorter way."""
         head: Any = self.model.get_output_embeddings()
-        place, spread = _distinct(self.batch.target)
-        taken, lse = taken_and_lse(
-            self.hidden[self.batch.where[place - 1]],
-            head.weight,
-            getattr(head, "bias", None),
-            self.batch.tokens[place],
-            _times(spread, self.token_weight),
-        )
+        row, action, spread = self._distinct_acts(self.batch.target, self.batch.target - 1)
+        bias, times = getattr(head, "bias", None), _times(spread, self.token_weight)
+        taken, lse = taken_and_lse(self.hidden[row], head.weight, bias, action, times)
         return (taken - lse)[spread]
 
     @cached_property
     def _acts(self) -> tuple[Tensor, Tensor, Tensor]:
         """What a critic reads, once for each distinct action in its state: h, the action's last token, the spread."""
-        place, spread = _distinct(self.batch.last)
-        at = place if self._scalar else place - 1
-        return self.hidden[self.batch.where[at]], self.batch.tokens[place], spread
+        last = self.batch.last
+        row, action, spread = self._distinct_acts(last, last if self._scalar else last - 1)
+        return self.hidden[row], action, spread
+
+    def _distinct_acts(self, place: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The distinct pairs of a row of `hidden`, that of position `read`, and an action token, that at `place`, and
+        which of them each entry is. Rows of the batch that share a beginning share its rows of `hidden` too."""
+        pair, spread = _distinct((self.batch.where[read] << 32) + self.batch.tokens[place])
+        return pair >> 32, pair & 0xFFFFFFFF, spread
 
     @cached_property
     def _critics(self) -> tuple[Tensor, Tensor]:

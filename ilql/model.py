@@ -7,7 +7,6 @@ step needs is in `ilql.learner`; nothing there asks for a table over the vocabul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ilql import frozen, packed
 from ilql.heads import ScalarHead, TiedHead, VocabularyHead, init_head
+from ilql.prefix import Segments, paths
 from ilql.scores import SCORES, extracted
 from ilql.types import InputError
 
@@ -152,8 +152,8 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
             "the critics have one output a token: add tokens before training, with --action-token at building"
         )
 
-    def hidden(self, tokens: Tensor, position: Tensor, lengths: Sequence[int], stored: Tensor | None = None) -> Tensor:
-        """h_t of packed pieces: (T), (T) -> (T, D). Attention stays within each piece of `lengths`.
+    def hidden(self, tokens: Tensor, position: Tensor, segments: Segments, stored: Tensor | None = None) -> Tensor:
+        """h_t of packed segments: (T), (T) -> (T, D). A position attends to its segment and the ancestors of that.
 
         stored (T, D): what the frozen part of the trunk gives for these tokens, which then does not run.
         """
@@ -162,7 +162,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
             if freeze == frozen.TRUNK:
                 return stored
             with frozen.entering(self.lm, int(freeze or 0), stored, self._tuples):
-                return self.hidden(tokens, position, lengths)
+                return self.hidden(tokens, position, segments)
         trunk = self.lm.base_model
         if packed.supports(self.lm):
             with packed.packed(self.lm):
@@ -170,11 +170,15 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
                     input_ids=tokens[None],
                     position_ids=position[None],
                     use_cache=False,
-                    packed_plan=packed.plan(lengths, tokens.device),
+                    packed_plan=packed.Plan(segments, tokens.device),
                 ).last_hidden_state[0]
-        rows = nn.utils.rnn.pad_sequence(list(tokens.split(list(lengths))), batch_first=True)
-        real = torch.arange(rows.shape[1], device=rows.device) < torch.tensor(lengths, device=rows.device)[:, None]
-        return trunk(input_ids=rows, attention_mask=real.long(), use_cache=False).last_hidden_state[real]
+        rows = [tokens[torch.from_numpy(path).to(tokens.device)] for path in paths(segments)]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        place = torch.arange(ids.shape[1], device=ids.device)
+        lengths, _, depths = (torch.tensor(numbers, device=ids.device)[:, None] for numbers in segments)
+        real = place < depths + lengths
+        out = trunk(input_ids=ids, attention_mask=real.long(), use_cache=False)
+        return out.last_hidden_state[real & (place >= depths)]
 
     def q_values(self, hidden: Tensor, action: Tensor | None = None) -> Tensor:
         """The pessimistic Q, min over the target critics: of all tokens (..., D) -> (..., V), or of some: (N, D),

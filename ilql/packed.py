@@ -1,13 +1,14 @@
 """Attention within the pieces of a packed batch. Decision: linear layers see one (T, D) matrix without padding, and
 only attention knows where a dialogue ends, through an attention function that transformers' models call by name.
 
-Pieces of like length go through one call, padded at their right end to the longest of them: under a causal mask no
-real query sees that padding, so no mask tensor exists. Nothing of a piece can reach another piece.
+Each segment of the batch (`ilql.prefix`) is a call of its own on views of queries, keys and values, and without a mask
+unless it has ancestors, whose keys are gathered. Short neighbours share a call under a block mask. Nothing is padded,
+and nothing of a piece can reach another piece.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,46 +18,77 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
+from ilql.prefix import Segments, paths
+
 NAME = "ilql_packed"
-SLACK = 1.25  # pieces up to this much longer than the group's shortest share a call
+SHARED = 64  # tokens of short neighbours that share a call
+CHUNK = 256  # queries of a branch that share a call: under a mask, what lies above the diagonal costs time too
 
 
-class Group(NamedTuple):
-    """Pieces that share a call: where their tokens lie (G, L), padding included, and which of the G * L are real."""
+class Call(NamedTuple):
+    """Consecutive queries behind the same ancestors."""
 
-    place: Tensor
-    real: Tensor
+    lengths: tuple[int, ...]  # of the segments
+    depth: int  # of ancestors, which are the first keys
+
+    @property
+    def queries(self) -> int:
+        return sum(self.lengths)
+
+    def seen(self, window: int | None) -> np.ndarray | None:
+        """Which keys each query sees, (queries, depth + queries); None where that is all of them up to itself."""
+        if len(self.lengths) == 1 and not self.depth and (window is None or self.queries <= window):
+            return None
+        segment = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        place = np.concatenate([np.arange(self.depth, self.depth + n) for n in self.lengths])
+        distance = place[:, None] - np.append(np.arange(self.depth), place)
+        near = (distance >= 0) & (distance < (window or np.inf))
+        near[:, self.depth :] &= segment[:, None] == segment
+        return near
 
 
-class Plan(NamedTuple):
-    """How to attend within the pieces; made once a batch and used by every layer."""
+class Plan:
+    """How to attend within the segments of a batch; made once and used by every layer."""
 
-    groups: list[Group]
-    inverse: Tensor | None  # from the groups' order back to the batch's; None where nothing moves
-    lengths: Sequence[int]
+    def __init__(self, segments: Segments, device: torch.device | str) -> None:
+        self.calls: list[Call] = []
+        rows: list[np.ndarray] = []
+        neighbour = None
+        for path, length, parent, depth in zip(paths(segments), *segments, strict=True):
+            if neighbour == (parent, depth) and self.calls[-1].queries + length <= SHARED:
+                self.calls[-1] = Call((*self.calls[-1].lengths, length), depth)
+                if depth:
+                    rows[-1] = np.append(rows[-1], path[depth:])
+                continue
+            step = CHUNK if depth else length
+            for begin in range(0, length, step):
+                end = min(length, begin + step)
+                self.calls.append(Call((end - begin,), depth + begin))
+                if depth:
+                    rows.append(path[: depth + end])
+            neighbour = (parent, depth) if length <= SHARED else None
+        self.sizes = [call.queries for call in self.calls]
+        self.reach = [len(keys) for keys in rows]  # keys of the calls that have ancestors
+        self.rows = torch.from_numpy(np.concatenate(rows)).to(device) if rows else None
+        self.device = device
+        self._masks: dict[int | None, list[Tensor | None]] = {}
 
+    def masks(self, window: int | None) -> list[Tensor | None]:
+        """Of every call; calls of one shape share one."""
+        if window not in self._masks:
+            seen = {call: call.seen(window) for call in dict.fromkeys(self.calls)}
+            made = {c: None if m is None else torch.from_numpy(m).to(self.device) for c, m in seen.items()}
+            self._masks[window] = [made[call] for call in self.calls]
+        return self._masks[window]
 
-def plan(lengths: Sequence[int], device: torch.device | str) -> Plan:
-    """Group pieces of like length. lengths: tokens of each piece, in the order in which they are packed."""
-    sizes = np.asarray(lengths)
-    starts = np.cumsum(sizes) - sizes
-    order = np.argsort(sizes, kind="stable")
-    groups: list[Group] = []
-    begin = 0
-    placed: list[np.ndarray] = []
-    while begin < len(order):
-        end = int(np.searchsorted(sizes[order], int(sizes[order[begin]] * SLACK), side="right"))
-        members = np.sort(order[begin:end])
-        longest = int(sizes[members].max())
-        column = np.arange(longest)
-        real = column < sizes[members, None]
-        index = starts[members, None] + np.minimum(column, sizes[members, None] - 1)
-        placed.append(index[real])
-        groups.append(Group(torch.from_numpy(index).to(device), torch.from_numpy(real).to(device)))
-        begin = end
-    flat = np.concatenate(placed)
-    inverse = None if (flat == np.arange(len(flat))).all() else torch.from_numpy(np.argsort(flat)).to(device)
-    return Plan(groups, inverse, lengths)
+    def keys(self, x: Tensor) -> list[Tensor]:
+        """What the queries of each call attend to, of keys or values (1, heads, T, d)."""
+        own = x.split(self.sizes, 2)
+        if self.rows is None:
+            return list(own)
+        ours = x[0].transpose(0, 1).index_select(0, self.rows).transpose(0, 1)[None].split(self.reach, 2)
+        gathered = iter(ours)
+        return [next(gathered) if call.depth else part for call, part in zip(self.calls, own, strict=True)]
 
 
 def attention(
@@ -77,21 +109,14 @@ def attention(
         raise RuntimeError("packed attention was called without a plan: the trunk dropped the argument `packed_plan`")
     if softcap is not None:
         raise NotImplementedError("this trunk caps its attention logits, which packed training does not support")
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, d)
-    parts = []
-    for group in packed_plan.groups:
-        a, b, c = (x[group.place].transpose(1, 2) for x in (q, k, v))  # (G, heads, L, d)
-        mask = None
-        if sliding_window is not None and a.shape[2] > sliding_window:
-            place = torch.arange(a.shape[2], device=a.device)
-            distance = place[:, None] - place
-            mask = (distance >= 0) & (distance < sliding_window)
-        out = F.scaled_dot_product_attention(
-            a, b, c, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=a.shape[1] != b.shape[1]
-        )
-        parts.append(out.transpose(1, 2)[group.real])  # (real tokens, heads, d)
-    flat = torch.cat(parts)
-    return (flat if packed_plan.inverse is None else flat[packed_plan.inverse])[None], None
+    queries = query.split(packed_plan.sizes, 2)
+    masks = packed_plan.masks(sliding_window)
+    shared = query.shape[1] != key.shape[1]  # grouped queries
+    parts = [
+        F.scaled_dot_product_attention(q, k, v, mask, dropout, mask is None, scale=scaling, enable_gqa=shared)
+        for q, k, v, mask in zip(queries, packed_plan.keys(key), packed_plan.keys(value), masks, strict=True)
+    ]
+    return torch.cat([part.transpose(1, 2) for part in parts], 1), None
 
 
 AttentionInterface.register(NAME, attention)

@@ -13,6 +13,7 @@ import torch
 from ilql.cached import Cache, tensor
 from ilql.columns import Column
 from ilql.data import Batch, Run
+from ilql.prefix import apart
 from ilql.states import FORM, NOTHING, STATE
 from ilql.types import InputError
 
@@ -198,7 +199,7 @@ class Decisions:
         }
         return Batch(
             **{name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in columns.items()},
-            run=Run(nothing, nothing, []),
+            run=Run(nothing, nothing, apart([])),
             ids=Ids(self.dialogues, at["dialogue"]),  # type: ignore[arg-type]
             hidden=self._hidden(stored),
         )

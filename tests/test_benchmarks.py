@@ -1,6 +1,7 @@
 """The benchmarks run, and refuse to time what does not compute the same."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from benchmarks import (
     plain_train,
     scaling,
     train,
+    tree,
 )
 from benchmarks.pairs import Disagreement, Measured
 from benchmarks.report import Section
 from benchmarks.shapes import TINY, Shape, dialogues, make
 from ilql.algos import ilql
-from ilql.data import collate
+from ilql.data import Batch, collate
 from ilql.losses import expectile
 from ilql.schema import validate
 from ilql.types import InputError
@@ -114,6 +116,28 @@ def test_heads_on_stored_states_compute_the_same(tmp_path: Path, monkeypatch: py
     assert moved == {"q", "q_target", "v"}
     with pytest.raises(Disagreement, match="ours from stored h_t"):
         stored.check(*trainers.found[train.TRLX])  # the weights have moved
+
+
+def test_rows_apart_are_the_same_rows() -> None:
+    for _, rows in tree.works(TINY.vocabulary, quick=True).values():
+        batch = collate(rows, gamma=1.0, bos=0, acted=False)
+        whole = tree.rows_apart(batch)
+        assert len(batch.run.tokens) < len(whole.run.tokens) == sum(len(row["tokens"]) for row in rows)
+        read = batch.where < len(batch.run.tokens)
+        assert torch.equal(batch.run.tokens[batch.where[read]], whole.run.tokens[whole.where[read]])
+        assert torch.equal(batch.run.position[batch.where[read]], whole.run.position[whole.where[read]])
+
+
+def test_a_tree_that_is_wrong_stops_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = tree.rows_apart
+
+    def misplaced(batch: Batch) -> Batch:
+        whole = right(batch)
+        return replace(whole, run=whole.run._replace(position=whole.run.position + 1))
+
+    monkeypatch.setattr(tree, "rows_apart", misplaced)
+    with pytest.raises(Disagreement, match="exchanges"):
+        tree.measure(1, quick=True)
 
 
 def test_the_decoders_answer_alike() -> None:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ilql import checkpoint, frozen
 from ilql.build import ModelConfig, build
 from ilql.model import ILQLModel
+from ilql.prefix import apart
 from ilql.trainer import train
 from ilql.types import InputError
 from tests.test_trainer import fresh, rows, same, stop_at, weights
@@ -124,22 +125,22 @@ def test_a_frozen_trunk_keeps_no_activations_and_drops_nothing() -> None:
     assert model.training
     assert model.v is not None
     assert model.v.training
-    h = model.hidden(tokens, position, [6])
+    h = model.hidden(tokens, position, apart([6]))
     assert not h.requires_grad
-    assert torch.equal(h, model.hidden(tokens, position, [6]))
+    assert torch.equal(h, model.hidden(tokens, position, apart([6])))
     saved: list[Tensor] = []
     part = made(2, dropout=0.5).train()
     seen: list[Tensor] = []
     part.lm.base_model.h[2].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        assert part.hidden(tokens, position, [6]).requires_grad
-    part.hidden(tokens, position, [6])
+        assert part.hidden(tokens, position, apart([6])).requires_grad
+    part.hidden(tokens, position, apart([6]))
     assert torch.equal(*seen), "no dropout below the trained block"
     assert not seen[0].requires_grad
     count = len(saved)
     saved.clear()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        made(1).hidden(tokens, position, [6])
+        made(1).hidden(tokens, position, apart([6]))
     assert count < len(saved), "one block more keeps more"
 
 

@@ -19,6 +19,7 @@ ORDER = (
     "ilql.rows",
     "ilql.columns",
     "ilql.order",
+    "ilql.prefix",
     "ilql.data",
     "ilql.kernels",
     "ilql.heads",

@@ -13,6 +13,7 @@ from ilql import lean as module
 from ilql import packed
 from ilql.lean import Lean, attend_packed, lean
 from ilql.model import ILQLModel
+from ilql.prefix import apart
 from tests.toys import tiny
 
 SHARED = {"num_key_value_heads": 2}
@@ -38,7 +39,7 @@ def make(family: str, extra: dict[str, Any], dtype: str = "float64") -> ILQLMode
 
 def run(written: Lean, tokens: Tensor, chosen: Tensor | None = None) -> Tensor:
     """h of one piece, or of two of its tokens whose last layer reads the keys of all before."""
-    plan = packed.plan([len(tokens)], "cpu")
+    plan = packed.Plan(apart([len(tokens)]), "cpu")
     last: list[Tensor] = []
 
     def attend(layer: int, q: Tensor, kv: Tensor, scale: float) -> Tensor:

@@ -127,6 +127,48 @@ def test_a_batch_is_the_sum_of_its_parts():
     assert_same({k: sum(p[k] for p in parts) for k in parts[0]}, sums(rows))
 
 
+def chained(n: int = 5, vocab: int = 23) -> list[dict]:
+    """Rows of which each repeats the turns of the one before it and goes on otherwise, one that begins another, and
+    one that ends in another action."""
+    rng = np.random.default_rng(1)
+    long = chat_row(rng, vocab, 12, terminated=True, name="long")
+    made = []
+    for i in range(n):
+        kept, end = long["turn"][2 * i + 6], chat_row(rng, vocab, 2, terminated=i % 2 == 0, name=f"d{i}")
+        agent = long["end"] <= kept
+        made.append(
+            end
+            | {name: np.append(long[name][agent], end[name] + kept - 1) for name in ("start", "end")}
+            | {
+                "tokens": np.append(long["tokens"][:kept], end["tokens"][1:]),
+                "turn": np.append(long["turn"][long["turn"] < kept], end["turn"] + kept - 1),
+                "reward": np.append(long["reward"][agent], end["reward"]),
+            }
+        )
+    other = long | {"tokens": np.append(long["tokens"][:-1], (long["tokens"][-1] + 1) % vocab)}
+    return [*made, long, made[0] | {"id": "again"}, other]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_rows_share_is_computed_once_with_the_same_losses(architecture, padded, monkeypatch):
+    model, rows = tiny(architecture), chained()
+    batch = collate(rows, gamma=0.9, bos=BOS)
+    assert max(batch.run.segments.parents) >= 0, "there are branches"
+    assert len(batch.run.tokens) < 0.6 * len(batch.tokens)
+    read = []
+    model.q[0].hidden.register_forward_hook(lambda module, args, output: read.append(len(output)))
+    monkeypatch.setattr(packed, "supports", lambda trunk: not padded)
+    learner = Learner(model, ilql, CFG)
+    ours = {k: v.sum() for k, v in learner(batch.to("cpu", torch.float64)).items()}
+    assert read[0] < 0.6 * batch.n, "heads run once for what is shared, too"
+    alone = [learner(collate([row], gamma=0.9, bos=BOS).to("cpu", torch.float64)) for row in rows]
+    theirs = {k: sum(losses[k].sum() for losses in alone) for k in ours}
+    assert_same(ours, theirs)
+    tolerance = 1e-9 if architecture == "gpt2" else 1e-5  # Llama's norms compute in float32 whatever the weights are
+    assert_same(gradients(model, ours), gradients(model, theirs), tolerance)
+
+
 def test_windows_equal_full_histories_where_the_state_is_one_token():
     model = table_model(23, critics=2)
     with torch.no_grad():

@@ -150,7 +150,7 @@ def test_the_worked_example_is_what_the_builder_writes(tmp_path: Path, column: i
     written = text[text.index("token     BOS") :].splitlines()[0].split()[1:]
     assert encoder.tokenizer.convert_ids_to_tokens(row["tokens"].tolist()) == [names.get(w, w) for w in written]
     unfolded = collate([row], gamma=0.9, bos=encoder.bos_id, history=1)
-    assert unfolded.run.lengths == [9, 10]  # positions 0 to 8, and BOS with 9 to 17
+    assert sorted(unfolded.run.segments.lengths) == [9, 10]  # positions 0 to 8, and BOS with 9 to 17
     cut = {**row, "tokens": row["tokens"][:14], "turn": row["turn"], "terminated": False}
     cut |= {name: row[name][: 3 if step == "token" else 1] for name in ("start", "end", "reward")}
     assert collate([cut], gamma=0.9, bos=encoder.bos_id).next[-1] == 13
