@@ -21,6 +21,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from ilql.prefix import Segments, paths
 
 NAME = "ilql_packed"
+LONGEST_TABLE = 512  # queries of a call whose scores may be kept for backward
 SHARED = 64  # tokens of short neighbours that share a call
 CHUNK = 256  # queries of a branch that share a call: under a mask, what lies above the diagonal costs time too
 
@@ -111,12 +112,39 @@ def attention(
         raise NotImplementedError("this trunk caps its attention logits, which packed training does not support")
     queries = query.split(packed_plan.sizes, 2)
     masks = packed_plan.masks(sliding_window)
-    shared = query.shape[1] != key.shape[1]  # grouped queries
-    parts = [
-        F.scaled_dot_product_attention(q, k, v, mask, dropout, mask is None, scale=scaling, enable_gqa=shared)
-        for q, k, v, mask in zip(queries, packed_plan.keys(key), packed_plan.keys(value), masks, strict=True)
-    ]
+    attend = _products if _by_products(query, dropout) else _fused
+    triples = zip(queries, packed_plan.keys(key), packed_plan.keys(value), masks, strict=True)
+    parts = [attend(q, k, v, mask, scaling, dropout) for q, k, v, mask in triples]
     return torch.cat([part.transpose(1, 2) for part in parts], 1), None
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, dropout: float) -> Tensor:
+    """One call of torch's own attention: (1, heads, L, d) of queries, (1, kv heads, S, d) of keys and values."""
+    shared = q.shape[1] != k.shape[1]  # grouped queries
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, mask is None, scale=scaling, enable_gqa=shared)
+
+
+def _by_products(query: Tensor, dropout: float) -> bool:
+    """Whether to attend by plain matrix products: CPUs multiply bf16 several times faster than their fused attention
+    goes backward in it."""
+    return query.dtype == torch.bfloat16 and query.device.type == "cpu" and not dropout
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, dropout: float) -> Tensor:
+    """The same by products of (heads, L, S), which has to be small enough to be kept; long pieces go the fused way."""
+    if q.shape[2] > LONGEST_TABLE:
+        return _fused(q, k, v, mask, scaling, dropout)
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
+    hidden = q.new_zeros(q.shape[2], k.shape[2])
+    if mask is None:
+        hidden.fill_(-torch.inf).triu_(1)
+    else:
+        hidden.masked_fill_(~mask, -torch.inf)
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.baddbmm(hidden, q[0], k[0].transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(-1), v[0])[None]
 
 
 AttentionInterface.register(NAME, attention)

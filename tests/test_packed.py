@@ -158,3 +158,29 @@ def test_a_call_without_a_plan_fails_loudly():
     model = trunk("llama")
     with packed.packed(model), pytest.raises(RuntimeError, match="without a plan"):
         model.base_model(input_ids=torch.tensor([[1, 2]]), use_cache=False)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["a key a query", "grouped queries"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_attention_by_products_is_the_fused_one(heads, masked, scaling):
+    q, k, v = (
+        torch.randn(1, h, 6, 8, dtype=torch.float64, requires_grad=True) for h in (heads[0], *heads[1:], heads[1])
+    )
+    mask = torch.rand(6, 6).lt(0.5).fill_diagonal_(True) if masked else None
+    results = []
+    for attend in (packed._fused, packed._products):
+        out = attend(q, k, v, mask, scaling, 0.0)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+    for want, have in zip(*results, strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-9)
+
+
+def test_bf16_attends_by_products_and_long_pieces_do_not(monkeypatch):
+    calls = []
+    monkeypatch.setattr(packed.F, "scaled_dot_product_attention", lambda *x, **y: calls.append(x[0].shape[2]) or x[0])
+    for dtype, expected in ((torch.bfloat16, [600]), (torch.float32, [600, 8])):
+        calls.clear()
+        x = torch.randn(1, 2, 608, 8, dtype=dtype)
+        packed.attention(torch.nn.Module(), x, x, x, None, packed_plan=packed.Plan(apart([600, 8]), "cpu"))
+        assert calls == expected
