@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as command
 from benchmarks import (
+    build,
     cache,
     dataset,
     decode,
@@ -318,7 +319,12 @@ def test_every_figure_of_a_goal_is_measured_by_some_section(tmp_path: Path) -> N
         patch.setattr(scaling, "compare", lambda *_: {train.FP32: [1.0], train.TRLX: [2.0]})
         patch.setattr(scaling, "Trainers", lambda *_: train.Trainers(TINY, KINDS))
         grown = scaling.measure(1)
-    known = section.figures | found.figures | grown.figures
+        ways = {way: [1.0] for way in (build.OURS, build.TWO, build.ROWS, build.MAP)}
+        patch.setattr(build, "compare", lambda *_: (ways, 10))
+        patch.setattr(build, "synthetic", lambda *_: None)
+        patch.setattr(build, "negotiations", lambda *_: None)
+        built = build.measure(1, tmp_path)
+    known = section.figures | found.figures | grown.figures | built.figures
     wanted = {name for goal in goals.GOALS for name in (*goal.figures, *(n for _, n in goal.beside))}
     assert {n for n in wanted if n.split("/")[0] in command.SECTIONS} <= set(known)
 
@@ -393,3 +399,15 @@ def test_the_plain_decoder_reads_the_targets(monkeypatch: pytest.MonkeyPatch) ->
     before = plain.complete(decoders.prompts, 8, greedy=True)[0]
     decoders.model.sync_targets()
     assert plain.complete(decoders.prompts, 8, greedy=True)[0] != before
+
+
+# ---- building --------------------------------------------------------------------------------------------------------
+
+
+def test_other_rows_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log.jsonl"
+    build.synthetic(log, 5)
+    plain = build.plain
+    monkeypatch.setattr(build, "plain", lambda *x: plain(*x) | {"turn": [0]})
+    with pytest.raises(Disagreement, match="turn of d0 differs"):
+        build.compare("a log", log, tmp_path, 1)
