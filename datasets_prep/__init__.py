@@ -1,9 +1,16 @@
 """Dataset builders: dialogue logs in, a dataset folder out (`python -m datasets_prep --list`). A corpus is one module
-with `episodes(inputs, *, seed, ...)`; its further keyword arguments become options of the command line.
+with `episodes(inputs, *, seed, ...)`; its further keyword arguments become options of the command line. A corpus whose
+turns are closed sets may list them for `--turn-tokens`: `turn_texts(**options) -> (the agent's, the partner's)`.
 """
 
 from __future__ import annotations
 
-from datasets_prep import chat, deal_or_no_deal, maze
+from datasets_prep import chat, deal_or_no_deal, maze, randomwalks, wordle
 
-CORPORA = {"chat": chat, "deal_or_no_deal": deal_or_no_deal, "maze": maze}
+CORPORA = {
+    "chat": chat,
+    "deal_or_no_deal": deal_or_no_deal,
+    "maze": maze,
+    "randomwalks": randomwalks,
+    "wordle": wordle,
+}

@@ -41,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"episodes in {found['episodes_in']:,} = rows out {found['rows_out']:,} + rejected "
                 f"{found['rejected']:,}; written to {chosen.output}"
             )
-            for text, count in found["action_tokens"].items():
-                if not count:
+            uses = {text.strip(): count for text, count in found["action_tokens"].items()}
+            for text in chosen.action_tokens:
+                if not uses[text.strip()]:
                     print(f"note: no turn of the agent says {text!r} (--action-token)", file=sys.stderr)
             if split.parse(chosen.validation) is not None and "validation" not in found:
                 print("note: no dialogue fell into the validation split", file=sys.stderr)

@@ -30,7 +30,7 @@ from datasets_prep.rejects import Reject
 from datasets_prep.work import Task, all_done, parts
 from datasets_prep.write import SplitWriter
 from ilql import schema
-from ilql.types import InputError
+from ilql.types import PARTNER, InputError, Turn
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Options:
     step: str = "token"
     tokenizer: str = "bpe:8192"
     action_tokens: list[str] = field(default_factory=list)
+    turn_tokens: bool = False
     validation: str | None = None
     overlong: str = "reject"
     max_length: int | None = None
@@ -103,8 +104,10 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
         return split.items(corpus, options.inputs, validation, seed, own)
 
     tokenizer = _tokenizer(options, source)
-    tk.add_action_tokens(tokenizer, options.action_tokens)
-    Encoder(tokenizer)  # refuses a tokenizer that cannot serve by the name that the user gave
+    actions, words = turn_texts(options)
+    tk.add_words(tokenizer, words)
+    tk.add_action_tokens(tokenizer, actions)
+    _refuse_words(Encoder(tokenizer), words)  # refuses a tokenizer that cannot serve, by the name that the user gave
     tokenizer.save_pretrained(part / "tokenizer")
     encoder = Encoder.from_folder(part / "tokenizer")
     writers = {name: SplitWriter(part, name) for name in schema.SPLITS}
@@ -181,6 +184,33 @@ def _tokenizer(options: Options, source: Callable[[], Iterator[split.Item]]) -> 
     return tk.train(options.tokenizer, () if options.tokenizer == "byte" else texts())
 
 
+def turn_texts(options: Options) -> tuple[list[str], list[str]]:
+    """Turns that are one token each: the agent's, and the partner's."""
+    if not options.turn_tokens:
+        return options.action_tokens, []
+    corpus = CORPORA[options.corpus]
+    if not hasattr(corpus, "turn_texts"):
+        known = ", ".join(name for name, module in CORPORA.items() if hasattr(module, "turn_texts"))
+        raise InputError(
+            f"--turn-tokens: the turns of {options.corpus} are no closed set (those of {known} are); name some by "
+            "--action-token"
+        )
+    actions, words = corpus.turn_texts(**options.corpus_options)
+    listed = {text.strip() for text in actions}
+    return [*actions, *(text for text in options.action_tokens if text.strip() not in listed)], words
+
+
+def _refuse_words(encoder: Encoder, words: list[str]) -> None:
+    """A tokenizer that would not make one token of a word, since its template changes the texts of turns."""
+    for word in words:
+        token = encoder.tokenizer.backend_tokenizer.token_to_id(word)
+        if token not in encoder.state([Turn(PARTNER, word)])[0]:
+            raise InputError(
+                f"--turn-tokens: the chat template of --tokenizer does not leave {word!r} as it is; use word, byte or "
+                "bpe:SIZE"
+            )
+
+
 def _kind(fault: Reject) -> str:
     """The reason without what differs from line to line, for counting."""
     field_name = re.sub(r"\[\d+\]", "", fault.field)
@@ -217,7 +247,7 @@ def _manifest(
     rows |= {f"tokenizer/{p.relative_to(part / 'tokenizer').as_posix()}": None for p in _files(part / "tokenizer")}
     for writer in writers.values():
         rows |= writer.files
-    sources = [*options.inputs]
+    sources = [*options.inputs, *(value for value in options.corpus_options.values() if isinstance(value, Path))]
     validation = split.parse(options.validation)
     if isinstance(validation, Path):
         sources.append(validation)
@@ -236,6 +266,7 @@ def _manifest(
             "seed": options.seed,
             "step": options.step,
             "tokenizer": name,
+            "turn_tokens": options.turn_tokens,
             "validation": validation.name if isinstance(validation, Path) else validation,
             **{key: _plain(value) for key, value in options.corpus_options.items()},
         },

@@ -52,6 +52,13 @@ def episodes(
     return (_walk(maze, f"maze-{i:05d}", random.Random(f"{seed}/{i}")) for i in range(dialogues))
 
 
+def turn_texts(*, observation: str = "full", mirror: bool = False, **others: object) -> tuple[list[str], list[str]]:
+    """All that the walker and the maze may say, for `--turn-tokens`."""
+    maze = Maze(observation, mirror)
+    seen = dict.fromkeys(maze.describe(cell) for cell in maze.starts)
+    return list(MOVES), [*seen, "Success\n"]
+
+
 def parts(maze: Maze) -> dict[str, frozenset[Cell]]:
     """The three overlapping parts that a dialogue stays in."""
     corridor = {(4 if maze.mirror else 5, column) for column in range(3, 10)}

@@ -111,6 +111,12 @@ def _parser(name: str, corpus: ModuleType) -> Parser:
         help="turns of the agent that are one token each, their end included",
     )
     add(
+        "--turn-tokens",
+        action="store_true",
+        help="turns of the closed sets that the corpus knows are one token each: the agent's with their end, "
+        "the partner's without",
+    )
+    add(
         "--validation",
         metavar="FRACTION|FILE",
         help="a share of the dialogues, drawn by group, or the corpus' own validation file (default: none)",
@@ -140,6 +146,7 @@ def parse(name: str, argv: Sequence[str]) -> Options:
         step=found["step"],
         tokenizer=found["tokenizer"],
         action_tokens=found["action_token"],
+        turn_tokens=found["turn_tokens"],
         validation=found["validation"],
         overlong=found["overlong"],
         max_length=found["max_length"],

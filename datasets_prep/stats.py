@@ -17,6 +17,7 @@ import numpy as np
 from datasets_prep.columns import Columns
 from datasets_prep.talks import offsets
 
+FEW = 12  # action tokens that are printed one by one
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
 
 
@@ -150,9 +151,15 @@ def table(statistics: dict[str, Any]) -> str:
             spread = statistics[split][key]
             lines.append([text, *(_show(spread[column]) if spread else "" for column in columns)])
         blocks.append(_align(lines))
-    if statistics.get("action_tokens"):
+    uses = statistics.get("action_tokens")
+    if uses:
         lines = [["action token", "uses"]]
-        lines += [[repr(text), _show(count)] for text, count in statistics["action_tokens"].items()]
+        shown = list(uses)
+        if len(shown) > FEW:
+            shown.sort(key=uses.__getitem__)
+            lines[0][0] = f"action token (the rarest and commonest of {len(shown)})"
+            shown[FEW // 2 : -FEW // 2] = []
+        lines += [[repr(text), _show(uses[text])] for text in shown]
         blocks.append(_align(lines))
     return "\n\n".join(blocks)
 

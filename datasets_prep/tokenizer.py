@@ -192,6 +192,12 @@ def add_action_tokens(tokenizer: Any, texts: Sequence[str]) -> None:
         tokenizer.init_kwargs["action_tokens"] = strings
 
 
+def add_words(tokenizer: Any, texts: Sequence[str]) -> None:
+    """Make each text one ordinary token wherever it stands, white space included; decoding gives the text back."""
+    words = [AddedToken(text, special=False, normalized=False) for text in texts]
+    tokenizer.backend_tokenizer.add_tokens(words)
+
+
 def action_tokens(tokenizer: Any) -> dict[str, int]:
     """Text -> id of the action tokens that the tokenizer's files remember."""
     strings = tokenizer.init_kwargs.get("action_tokens") or {}

@@ -30,7 +30,7 @@ from ilql.types import Episode, InputError, Policy
 
 PARTNER_ROW = "partner"
 DTYPES = ("float32", "bfloat16")
-FILES = ("scenarios", "exclude")  # arguments of environments that are paths
+FILES = ("scenarios", "exclude", "words")  # arguments of environments that are paths
 HEADLINE = {1: "return", 2: "points (all)"}  # by the number of seats; the column whose gain over the partner is told
 
 

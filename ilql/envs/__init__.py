@@ -14,10 +14,15 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any, get_type_hints
 
-from ilql.envs import deal_or_no_deal, maze
+from ilql.envs import deal_or_no_deal, maze, randomwalks, wordle
 from ilql.types import InputError
 
-ENVS: dict[str, ModuleType] = {"deal_or_no_deal": deal_or_no_deal, "maze": maze}
+ENVS: dict[str, ModuleType] = {
+    "deal_or_no_deal": deal_or_no_deal,
+    "maze": maze,
+    "randomwalks": randomwalks,
+    "wordle": wordle,
+}
 
 
 def find(name: str) -> ModuleType:
@@ -30,11 +35,11 @@ def find(name: str) -> ModuleType:
 def arguments(name: str, recorded: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
     """The arguments of an environment's `make`: those that its dataset was built with, then those given as text.
 
-    Recorded arguments that the environment does not have (a number of dialogues, a seed) are left aside; a given one
-    that it does not have is an error.
+    Recorded arguments that the environment does not have (a number of dialogues), and those that were not given (None),
+    are left aside; a given one that it does not have is an error.
     """
     types = {option: kind for option, kind in get_type_hints(find(name).make).items() if option != "return"}
-    values = {option: value for option, value in recorded.items() if option in types}
+    values = {option: value for option, value in recorded.items() if option in types and value is not None}
     for option, text in given.items():
         if option not in types:
             raise InputError(unknown(f"argument of {name}", option, types))

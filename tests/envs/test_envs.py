@@ -1,9 +1,28 @@
-"""The registry of environments and their arguments."""
+"""The registry of environments and their arguments, and what every environment of one seat must do."""
 
+import itertools
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
 import pytest
 
+from datasets_prep import CORPORA
+from datasets_prep.__main__ import main
+from datasets_prep.encode import Encoder
 from ilql import envs
-from ilql.types import InputError
+from ilql.rollout import rollout, to_log
+from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
+
+ALONE = [name for name, module in envs.ENVS.items() if module.SEATS == 1]
+BUILD = {  # options under which the corpus of an environment's name is built
+    "maze": ["--tokenizer", "word", "--dialogues", "30", "--turn-tokens"],
+    "randomwalks": ["--tokenizer", "byte", "--walks", "60", "--seed", "1000"],
+    "wordle": ["--tokenizer", "word", "--games", "60", "--turn-tokens"],
+}
 
 
 def test_every_environment_keeps_the_modules_contract() -> None:
@@ -39,3 +58,87 @@ def test_given_arguments_win_over_recorded_ones_and_strange_recorded_ones_are_le
 def test_bad_arguments(env: str, given: dict[str, str], says: str) -> None:
     with pytest.raises(InputError, match=says):
         envs.arguments(env, {}, given)
+
+
+def logged(name: str) -> list[Episode]:
+    """Some dialogues of the corpus of an environment's name."""
+    found = itertools.islice(CORPORA[name].episodes([], seed=1000), 40)
+    return [episode for episode in found if isinstance(episode, Episode)]
+
+
+class Parrot:
+    """Says at random what the logs' agents say, and nonsense now and then."""
+
+    def __init__(self, name: str) -> None:
+        self.known = [turn.text for episode in logged(name) for turn in episode.turns if turn.is_action]
+        self.rng = random.Random(0)
+
+    def respond(self, dialogues: Sequence[Sequence[Turn]]) -> list[str]:
+        return [self.rng.choice([*self.known, "nonsense"]) for _ in dialogues]
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_the_same_seed_and_utterances_give_the_same_episode(name: str) -> None:
+    one, two = (rollout(Parrot(name), envs.find(name).make(), range(30), progress=False) for _ in range(2))
+    assert one == two
+    for episode in one:
+        assert episode.turns[0].role == PARTNER
+        assert episode.turns[0].text
+        assert json.loads(json.dumps(episode.meta)) == episode.meta
+        rewards = [turn.reward for turn in episode.turns if turn.role == AGENT]
+        assert all(isinstance(reward, float) and abs(reward) <= 4 for reward in rewards)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_an_episode_begins_with_reset_and_ends_for_good(name: str) -> None:
+    env = envs.find(name).make()()
+    with pytest.raises(RuntimeError, match="call reset"):
+        env.step("nonsense")
+    for seed in (0, 10**6):
+        first = env.reset(seed)
+        for _ in range(1000):
+            if env.step("nonsense").over:
+                break
+        with pytest.raises(RuntimeError, match="call reset"):
+            env.step("nonsense")
+        assert env.reset(seed) == first
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_logs_look_like_episodes(name: str) -> None:
+    """Logs begin as episodes do, take turns as they do, and record the same facts."""
+    played = rollout(Parrot(name), envs.find(name).make(), range(60), progress=False)
+    first = {episode.turns[0].text for episode in played}
+    for episode in logged(name):
+        assert episode.turns[0].text in first
+        assert [turn.role for turn in episode.turns] == ([PARTNER, AGENT] * len(episode.turns))[: len(episode.turns)]
+        assert set(episode.meta) <= {*played[0].meta, "part", "policy"}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_every_column_of_the_summary_has_one_value_an_episode(name: str) -> None:
+    played = rollout(Parrot(name), envs.find(name).make(), range(5), progress=False)
+    columns = envs.find(name).summary(played)
+    assert columns
+    assert all(len(values) == 5 for values in columns.values())
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [row for file in sorted((folder / "train").glob("*.arrow")) for row in datasets.Dataset.from_file(str(file))]
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_transcript_is_training_data(name: str, tmp_path: Path) -> None:
+    data, again, log = tmp_path / "data", tmp_path / "again", tmp_path / "played.jsonl"
+    assert main([name, "--output", str(data), *BUILD[name]]) == 0
+    encoder = Encoder.from_folder(data / "tokenizer")
+    played = rollout(Parrot(name), envs.find(name).make(), range(20), progress=False)
+    log.write_text("".join(json.dumps(to_log(episode)) + "\n" for episode in played), encoding="utf-8")
+    assert main(["chat", "--input", str(log), "--output", str(again), "--tokenizer", str(data / "tokenizer")]) == 0
+    for row, episode in zip(rows(again), played, strict=True):
+        wanted = encoder.encode(episode, "token")
+        assert row.pop("reward") == pytest.approx(wanted.pop("reward"), rel=1e-6)  # float32 in the file
+        assert row == wanted
+        assert row["terminated"] == episode.terminated
+    arguments = json.loads((data / "manifest.json").read_text())["arguments"]
+    envs.find(name).make(**envs.arguments(name, arguments, {}))  # an evaluation takes them over

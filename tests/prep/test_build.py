@@ -1,5 +1,6 @@
 """Logs in, a dataset folder out: nothing lost, nothing overwritten, the same bytes however it is built."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import datasets
 import pytest
 
-from datasets_prep import CORPORA, build, chunks, options, split, write
+from datasets_prep import CORPORA, build, chunks, options, split, stats, write
 from datasets_prep.__main__ import main
 from datasets_prep.rejects import Reject
 from ilql import schema
@@ -304,6 +305,45 @@ def test_inspect_shows_spans_states_and_rewards(log: Path, tmp_path: Path, capsy
     for words in (["--row", "40"], ["--row", "-1"], ["--split", "validation"]):
         assert main(["inspect", str(out), *words]) == 2
         assert "rows" in capsys.readouterr().err
+
+
+def test_turn_tokens_are_those_that_the_corpus_lists_and_the_named_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--tokenizer", "byte", "--dialogues", "20", "--turn-tokens", "--action-token", "move up", "fly"]
+    assert main(["maze", "--output", str(tmp_path / "out"), *options]) == 0
+    manifest = schema.validate(tmp_path / "out")
+    uses = manifest["statistics"]["action_tokens"]
+    assert set(uses) == {"move left\n", "move right\n", "move up\n", "move down\n", "fly"}
+    assert manifest["statistics"]["train"]["tokens_per_action"]["max"] == 1
+    assert manifest["arguments"]["action_token"] == ["move up", "fly"]
+    assert capsys.readouterr().err.count("note: no turn of the agent says") == 1  # fly
+    for row in rows(tmp_path / "out"):
+        begins = [*row["turn"], len(row["tokens"])]
+        sizes = {b - a for a, b in itertools.pairwise(begins)}
+        assert sizes <= {2, 3}  # mark and action; mark, word and end
+
+
+def test_turn_tokens_of_a_corpus_that_lists_none(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prep(log, tmp_path / "out", "--turn-tokens") == 2
+    assert "--turn-tokens: the turns of chat are no closed set (those of maze, wordle are)" in capsys.readouterr().err
+
+
+def test_turn_tokens_and_a_template_that_strips_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = others.saved(others.llama3(), tmp_path / "tok")
+    assert main(["maze", "--output", str(tmp_path / "out"), "--turn-tokens", "--tokenizer", str(tokenizer)]) == 2
+    assert "does not leave 'The goal is" in capsys.readouterr().err
+
+
+def test_of_many_action_tokens_the_rarest_and_commonest_are_printed() -> None:
+    uses = {f"word {i}": i for i in range(30, 0, -1)}
+    tally = stats.Tally().summary()
+    text = stats.table({"train": tally, "action_tokens": uses})
+    shown = [line.split("  ")[0] for line in text.split("\n\n")[-1].splitlines()]
+    assert shown[0] == "action token (the rarest and commonest of 30)"
+    assert shown[1:] == [f"'word {i}'" for i in (*range(1, 7), *range(25, 31))]
+    text = stats.table({"train": tally, "action_tokens": dict(list(uses.items())[:12])})
+    assert [line.split("  ")[0] for line in text.split("\n\n")[-1].splitlines()][1:3] == ["'word 30'", "'word 29'"]
 
 
 def test_a_use_of_no_action_token_is_told(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,22 @@ def test_the_files_alone_bring_it_back(kind: str, tmp_path: Path) -> None:
     assert folder_sha256(tmp_path / "a") == folder_sha256(tmp_path / "b")
 
 
+@pytest.mark.parametrize("kind", ["word", "byte", "bpe:300"])
+def test_an_added_word_is_one_token_wherever_it_stands_and_comes_back(kind: str, tmp_path: Path) -> None:
+    tokenizer = tk.train(kind, TEXTS)
+    tk.add_words(tokenizer, ["g b\n", "over there", "one"])
+    tk.add_action_tokens(tokenizer, ["go up"])
+    for one in (tokenizer, tk.load(others.saved(tokenizer, tmp_path / "a"))):
+        encoder = Encoder(one)
+        for text in ("g b\n", "over there", "one"):
+            found = ids(one, text)
+            assert len(found) == 1
+            assert encoder.text(found) == text
+        assert ids(one, "hello over there")[-1:] == ids(one, "over there")
+        assert encoder.text(ids(one, "hello over there")) == "hello over there"
+        assert encoder.state([Turn("user", "g b\n")])[0][2:-2] == ids(one, "g b\n")  # mark, word, end, header
+
+
 @pytest.mark.parametrize("kind", ["bpe", "bpe:", "bpe:x", "bpe:100", "word:-1", "word:3", "byte:9", "bpe:²"])
 def test_impossible_kinds(kind: str) -> None:
     assert tk.is_trained_kind(kind)
