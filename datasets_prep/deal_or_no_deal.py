@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datasets_prep.files import opened, refuse_others, stem
 from datasets_prep.rejects import Placed, Reject
 from ilql.envs.deal_or_no_deal import (
     SELECTION,
@@ -74,23 +75,21 @@ def _episodes(inputs: Sequence[Path]) -> Iterator[Episode | Reject]:
     for path in inputs:
         before: _Line | None = None  # the line before, as long as nobody is its other side
         number = 0
-        try:
-            with path.open(encoding="utf-8", errors="surrogateescape") as file:
-                for number, text in enumerate(file, 1):
-                    try:
-                        line = _read(path.name, number, text)
-                    except Reject as reject:
-                        before = None
-                        yield reject
-                        continue
-                    if before is not None and _other_side(before, line):
-                        before = None
-                        yield _episode(f"{path.stem}-{number - 1}:b", line, path.name, number)
-                    else:
-                        before = line
-                        yield _episode(f"{path.stem}-{number}:a", line, path.name, number)
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+        refuse_others(path, "deal_or_no_deal")
+        with opened(path) as file:
+            for number, text in enumerate(file, 1):
+                try:
+                    line = _read(path.name, number, text.decode("utf-8", "surrogateescape"))
+                except Reject as reject:
+                    before = None
+                    yield reject
+                    continue
+                if before is not None and _other_side(before, line):
+                    before = None
+                    yield _episode(f"{stem(path.name)}-{number - 1}:b", line, path.name, number)
+                else:
+                    before = line
+                    yield _episode(f"{stem(path.name)}-{number}:a", line, path.name, number)
         if not number:
             raise InputError(f"{path} is empty: it holds no dialogue")
 

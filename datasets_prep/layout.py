@@ -102,6 +102,26 @@ def content(text: str, calls: Sequence[dict[str, Any]] | None) -> str:
     return text + ("\n" if text else "") + compact(list(calls))
 
 
+def called(calls: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Tool calls with their arguments as objects, as chat templates want them; many logs have them as JSON texts.
+
+    None for none. Raises Reject for a text that is no JSON object: a template would quote it once more.
+    """
+    found = []
+    for k, call in enumerate(calls or ()):
+        function = call.get("function")
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            try:
+                arguments = json.loads(function["arguments"])
+            except (ValueError, RecursionError):
+                arguments = None
+            if not isinstance(arguments, dict):
+                raise Reject("", 0, f"tool_calls[{k}].function.arguments", "a text that is no JSON object")
+            call = {**call, "function": {**function, "arguments": arguments}}
+        found.append(call)
+    return found or None
+
+
 class MarkLayout:
     """BOS, then every turn as its speaker's mark, its content and END; contents never become special tokens.
 

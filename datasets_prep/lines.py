@@ -1,5 +1,6 @@
 """Files of lines in parts. Decision: a part is a range of bytes that begins and ends with a line, so that any process
-can read its part alone; where parts begin depends on the file alone.
+can read its part alone; where parts begin depends on the file alone. A compressed file cannot be read from its middle,
+so its parts carry their lines, and so do those of a Parquet file, whose rows are read as lines.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets_prep import files, parquet
+from ilql.types import InputError
+
 PART_LINES, PART_BYTES = 256, 2**20  # a part has at most so many lines, and ends with the line that fills it
 BOM = b"\xef\xbb\xbf"
 
@@ -16,7 +20,8 @@ BOM = b"\xef\xbb\xbf"
 @dataclass(frozen=True, slots=True)
 class Part:
     """path; stem: what dialogues without an id are named after; begin, end: its bytes; first: the number of its first
-    line in the file, from 1 on; blank: whether no line holds anything."""
+    line in the file, from 1 on; blank: whether no line holds anything; data: the bytes, where the file cannot give
+    them."""
 
     path: Path
     stem: str
@@ -24,29 +29,45 @@ class Part:
     end: int
     first: int
     blank: bool
+    data: bytes | None = None
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """The lines that are not blank, with their numbers."""
-        with self.path.open("rb") as file:
-            file.seek(self.begin)
-            content = file.read(self.end - self.begin)
-        for number, line in enumerate(io.BytesIO(content), self.first):
+        data = self._read() if self.data is None else self.data
+        for number, line in enumerate(io.BytesIO(data), self.first):
             text = line.removeprefix(BOM) if number == 1 else line
             if text.strip():
                 yield number, text
 
+    def _read(self) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self.begin)
+            return file.read(self.end - self.begin)
+
 
 def parts(path: Path, stem: str) -> Iterator[Part]:
-    """All of a file, in order."""
+    """All of a file, in order. Raises InputError where it cannot be read to its end, or no line holds anything."""
     begin = end = last = 0
-    first, blank = 1, True
-    with path.open("rb") as file:
-        for line in file:
+    first, blank, empty = 1, True, True
+    table = files.beginning(path) == files.PARQUET
+    packed = table or files.is_packed(path)
+    kept: list[bytes] = []
+
+    def part() -> Part:
+        return Part(path, stem, begin, end, first, blank, b"".join(kept) if packed else None)
+
+    with files.opened(path) as file:
+        for line in parquet.lines(path) if table else file:
             end += len(line)
             last += 1
+            if packed:
+                kept.append(line)
             blank = blank and not (line.removeprefix(BOM) if last == 1 else line).strip()
+            empty = empty and blank
             if last - first + 1 >= PART_LINES or end - begin >= PART_BYTES:
-                yield Part(path, stem, begin, end, first, blank)
-                begin, first, blank = end, last + 1, True
+                yield part()
+                begin, first, blank, kept = end, last + 1, True, []
+    if empty:
+        raise InputError(f"{path} is empty: it holds no dialogue")
     if end > begin:
-        yield Part(path, stem, begin, end, first, blank)
+        yield part()

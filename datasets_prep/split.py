@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
+from datasets_prep import files
 from datasets_prep.rejects import Placed, Reject
 from ilql.types import Episode, InputError
 
@@ -69,8 +70,9 @@ def look(episode: Episode, grouped: bool) -> Seen:
     file, line = (episode.file, episode.line) if isinstance(episode, Placed) else ("", 0)
     if not grouped:
         return Seen(episode.id, file, line, None, False)
-    stem = episode.id.removesuffix(f"-{line}")
-    by_line = stem != episode.id and re.fullmatch(rf"{re.escape(Path(file).stem)}(\.\d+)?", stem)
+    stem, _, place = episode.id.rpartition("-")
+    at_line = place.partition(".")[0] == str(line)  # a line may hold several dialogues
+    by_line = at_line and re.fullmatch(rf"{re.escape(files.stem(file))}(\.\d+)?", stem)
     return Seen(episode.id, file, line, group(episode), bool(by_line) and episode.meta.get("group") is None)
 
 

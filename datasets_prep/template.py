@@ -102,6 +102,8 @@ class TemplateLayout:
             self._no_specials(turn.text, at(k, "content"))
             if turn.tool_calls:
                 self._no_specials(compact(list(turn.tool_calls)), at(k, "tool_calls"))
+            self._no_specials(turn.name or "", at(k, "name"))
+            self._no_specials(turn.tool_call_id or "", at(k, "tool_call_id"))
         if tools:
             self._no_specials(compact(list(tools)), "tools")
         text, borders, begins = self._borders(turns, tools, header)
@@ -220,4 +222,8 @@ def _message(turn: Turn) -> dict[str, Any]:
     message: dict[str, Any] = {"role": turn.role, "content": turn.text}
     if turn.tool_calls:
         message["tool_calls"] = list(turn.tool_calls)
+    if turn.name is not None:
+        message["name"] = turn.name
+    if turn.tool_call_id is not None:
+        message["tool_call_id"] = turn.tool_call_id
     return message

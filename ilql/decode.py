@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from datasets_prep.encode import Encoder
+from datasets_prep.layout import called
 from datasets_prep.rejects import Reject
 from ilql.data import collate, crop, longest_window
 from ilql.generation import Choice, Generator, uniform
@@ -230,7 +231,7 @@ def score(
 
 
 def turns_of(dialogue: Sequence[Turn | Message]) -> list[Turn]:
-    """Turns of chat `messages`: role, content, and where given tool_calls and loss_mask, as in a log."""
+    """Turns of chat `messages`: role, content, and where given the other fields of a log's message, rewards aside."""
     turns: list[Turn] = []
     for i, m in enumerate(dialogue):
         if isinstance(m, Turn):
@@ -241,7 +242,12 @@ def turns_of(dialogue: Sequence[Turn | Message]) -> list[Turn]:
         content = "" if m.get("content") is None and m.get("tool_calls") else m.get("content")
         if not isinstance(m.get("role"), str) or not isinstance(content, str):
             raise InputError(f"message {i + 1} must have a role and a content, both text")
-        turns.append(Turn(m["role"], content, act=m.get("loss_mask", 1) != 0, tool_calls=m.get("tool_calls")))
+        try:
+            calls = called(m.get("tool_calls"))
+        except Reject as fault:
+            raise InputError(f"message {i + 1}: {fault}") from None
+        named = m.get("name"), m.get("tool_call_id")
+        turns.append(Turn(m["role"], content, 0.0, None, m.get("loss_mask", 1) != 0, calls, *named))
     return turns
 
 

@@ -172,6 +172,7 @@ def to_log(episode: Episode) -> dict[str, Any]:
         message: dict[str, Any] = {"role": turn.role, "content": turn.text}
         if turn.tool_calls:
             message["tool_calls"] = list(turn.tool_calls)
+        message |= {key: getattr(turn, key) for key in ("name", "tool_call_id") if getattr(turn, key) is not None}
         if turn.is_action:
             message["reward"] = turn.reward
         elif turn.role == AGENT:

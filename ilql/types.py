@@ -33,6 +33,7 @@ class Turn:
         number a token.
     act: False makes a turn of the agent an observation (`loss_mask: 0` of a log); observations are never acts.
     tool_calls: the calls of an agent's turn, as in `messages`; a part of the action.
+    name, tool_call_id: of a tool's answer (or a speaker), for chat templates that write them.
     """
 
     role: str
@@ -41,6 +42,8 @@ class Turn:
     logp: float | Sequence[float | None] | None = None
     act: bool = True
     tool_calls: Sequence[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
 
     @property
     def is_action(self) -> bool:

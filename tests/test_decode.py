@@ -16,7 +16,7 @@ from datasets_prep import tokenizer as tk
 from datasets_prep.encode import Encoder
 from ilql import decode
 from ilql.build import ModelConfig, build
-from ilql.decode import LMPolicy, load, load_policy, model_folder, respond, score
+from ilql.decode import LMPolicy, load, load_policy, model_folder, respond, score, turns_of
 from ilql.generation import Generator
 from ilql.model import ILQLModel
 from ilql.types import Episode, InputError, Turn
@@ -178,6 +178,18 @@ def test_what_cannot_be_scored_is_one_sentence(model, encoder, dialogue, says):
 
 def test_an_empty_content_is_a_content(model, encoder):
     assert [s.token for s in score(model, [*HI, {"role": "assistant", "content": ""}], encoder)] == ["<|end|>"]
+
+
+def test_messages_are_read_as_a_log_is():
+    call = {"function": {"name": "look", "arguments": '{"at": 5}'}}
+    answer = {"role": "tool", "content": "a map", "name": "look", "tool_call_id": "c1"}
+    assert turns_of([{"role": "assistant", "tool_calls": [call], "loss_mask": 0}, answer]) == [
+        Turn("assistant", "", act=False, tool_calls=[{"function": {"name": "look", "arguments": {"at": 5}}}]),
+        Turn("tool", "a map", name="look", tool_call_id="c1"),
+    ]
+    call["function"]["arguments"] = "{"
+    with pytest.raises(InputError, match=r"message 1: .*tool_calls\[0\].function.arguments: a text that is no JSON"):
+        turns_of([{"role": "assistant", "tool_calls": [call]}])
 
 
 def test_a_long_dialogue_in_short_windows_fits(encoder):

@@ -204,7 +204,7 @@ def test_every_field_of_a_turn_reaches_the_log() -> None:
         Turn(AGENT, "copied", act=False),
         Turn(PARTNER, "hi"),
         Turn(AGENT, "let me see", 0.5, logp=[-1.0, -2.0], tool_calls=[call]),
-        Turn("tool", "it is a book"),
+        Turn("tool", "it is a book", name="look", tool_call_id="c1"),
         Turn(AGENT, "a book", logp=-3.0),
     )
     assert to_log(Episode("e", turns, False, {"k": 1}, [{"type": "function"}])) == {
@@ -214,7 +214,7 @@ def test_every_field_of_a_turn_reaches_the_log() -> None:
             {"role": "assistant", "content": "copied", "loss_mask": 0},
             {"role": "user", "content": "hi"},
             {"role": "assistant", "content": "let me see", "tool_calls": [call], "reward": 0.5, "logp": [-1.0, -2.0]},
-            {"role": "tool", "content": "it is a book"},
+            {"role": "tool", "content": "it is a book", "name": "look", "tool_call_id": "c1"},
             {"role": "assistant", "content": "a book", "reward": 0.0, "logp": -3.0},
         ],
         "terminated": False,

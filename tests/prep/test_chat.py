@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_all_fields(tmp_path: Path) -> None:
         Turn("system", "be kind"),
         Turn("user", "hi"),
         Turn("assistant", "", 1.0, [-0.5, None], True, [{"a": 1}]),
-        Turn("tool", "ok"),
+        Turn("tool", "ok", name="look", tool_call_id="1"),
         Turn("assistant", "no", act=False),
         Turn("assistant", "yo", 2.5, -1.0),
         Turn("user", "hi"),
@@ -170,19 +171,32 @@ def test_an_empty_file_is_an_error(tmp_path: Path, text: bytes) -> None:
         list(chat.episodes([path]))
 
 
-def test_no_file_a_folder_and_a_compressed_file_are_errors(tmp_path: Path) -> None:
-    packed = tmp_path / "a.jsonl.gz"
-    packed.write_bytes(b"x")
-    renamed, wide = tmp_path / "b.jsonl", tmp_path / "c.jsonl"
-    renamed.write_bytes(gzip.compress(json.dumps(GOOD).encode()))
+def test_no_file_a_folder_and_another_form_are_errors(tmp_path: Path) -> None:
+    packed, wide, other = tmp_path / "a.jsonl.xz", tmp_path / "c.jsonl", tmp_path / "casino.json"
+    packed.write_bytes(lzma.compress(json.dumps(GOOD).encode()))
     wide.write_text(json.dumps(GOOD), encoding="utf-16")
+    other.write_text('[{"dialogue_id": 1, "chat_logs": []}]')
     cases: list[tuple[list[Path], str]] = [
         ([], "give --input FILE"),
         ([tmp_path], f"{tmp_path} is a folder"),
-        ([packed], r"a\.jsonl\.gz is compressed"),
-        ([renamed], r"b\.jsonl is compressed"),
+        ([packed], r"a\.jsonl\.xz is compressed"),
         ([wide], r"c\.jsonl is UTF-16"),
+        ([other], r"casino\.json does not look like a file of chat, but like one of casino"),
     ]
     for inputs, reason in cases:
         with pytest.raises(InputError, match=reason):
             list(chat.episodes(inputs))
+
+
+def test_a_compressed_log_is_read_as_what_is_inside(tmp_path: Path) -> None:
+    plain, packed, cut = tmp_path / "log.jsonl", tmp_path / "z" / "log.jsonl.gz", tmp_path / "cut.jsonl.gz"
+    packed.parent.mkdir()
+    data = b"\n".join(json.dumps(GOOD | {"meta": {"n": n}}).encode() for n in range(300))
+    plain.write_bytes(data)
+    packed.write_bytes(gzip.compress(data))
+    cut.write_bytes(gzip.compress(data)[:-20])
+    assert [(e.id, e.meta) for e in chat.episodes([packed]) if isinstance(e, Episode)] == [
+        (e.id, e.meta) for e in chat.episodes([plain]) if isinstance(e, Episode)
+    ]
+    with pytest.raises(InputError, match=r"cut\.jsonl\.gz is cut short"):
+        list(chat.episodes([cut]))

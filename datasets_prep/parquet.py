@@ -1,0 +1,77 @@
+"""Parquet files as lines of JSON. Decision: a row becomes the line that a JSON Lines file would hold, without what is
+null, so that every check, message and default is the one of lines. What has no JSON of its own (dates, bytes) is
+refused for its whole column.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ilql.types import InputError
+
+ROWS = 256  # read at a time
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is no whole Parquet file, perhaps it was cut short ({reason})") from None
+
+
+def columns(path: Path) -> list[str]:
+    """The names of a file's columns. InputError for a damaged file."""
+    with _opened(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """A line for each row, in order. InputError for a damaged file and for a column that has no JSON."""
+    with _opened(path) as file:
+        for field in file.schema_arrow:
+            _check(path, field.name, field.type)
+        for batch in file.iter_batches(ROWS):
+            for row in batch.to_pylist():
+                yield json.dumps(_bare(row), ensure_ascii=False).encode() + b"\n"
+
+
+def _check(path: Path, name: str, kind: pa.DataType) -> None:
+    if pa.types.is_struct(kind):
+        for field in kind:
+            _check(path, f"{name}.{field.name}", field.type)
+    elif any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+        _check(path, f"{name}[]", kind.value_type)
+    elif pa.types.is_dictionary(kind):
+        _check(path, name, kind.value_type)
+    elif not any(test(kind) for test in PLAIN):
+        raise InputError(
+            f"{path}: the column {name} is {kind}; cast it to texts, numbers, booleans, lists or structs of them"
+        )
+
+
+PLAIN = (
+    pa.types.is_null,
+    pa.types.is_boolean,
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+)
+
+
+def _bare(value: Any) -> Any:
+    """A value without the fields of structs that are null: a table has them in every row."""
+    if isinstance(value, dict):
+        return {key: _bare(inner) for key, inner in value.items() if inner is not None}
+    return [_bare(inner) for inner in value] if isinstance(value, list) else value
