@@ -5,12 +5,15 @@ turns are closed sets may list them for `--turn-tokens`: `turn_texts(**options) 
 
 from __future__ import annotations
 
-from datasets_prep import chat, deal_or_no_deal, maze, randomwalks, wordle
+from datasets_prep import casino, chat, deal_or_no_deal, maze, randomwalks, reddit, taskmaster, wordle
 
 CORPORA = {
     "chat": chat,
+    "casino": casino,
     "deal_or_no_deal": deal_or_no_deal,
     "maze": maze,
     "randomwalks": randomwalks,
+    "reddit": reddit,
+    "taskmaster": taskmaster,
     "wordle": wordle,
 }

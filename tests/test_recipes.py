@@ -11,6 +11,7 @@ from datasets_prep.build import Options, build
 from ilql.algos import ALGOS
 from ilql.config import load_config
 from ilql.trainer import train
+from tests.prep.test_casino import DEAL, WALK
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -33,6 +34,26 @@ def maze(tmp_path_factory):
     folder = tmp_path_factory.mktemp("maze") / "data"
     build(Options("maze", output=folder, tokenizer="word", action_tokens=MOVES, corpus_options={"dialogues": 40}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def casino(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("casino")
+    (folder / "casino.json").write_text(json.dumps([DEAL, WALK]))
+    words = ["Accept-Deal", "Reject-Deal", "Walk-Away"]
+    options = {"inputs": [folder / "casino.json"], "tokenizer": "bpe:300", "action_tokens": words}
+    build(Options("casino", output=folder / "data", **options))
+    return folder / "data"
+
+
+def test_the_recipe_of_a_negotiation_trains(casino, tmp_path):
+    options = {"data.path": casino, "output": tmp_path / "run", "steps": 2, "log.every": 1, "log.validate_every": 0}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    cfg = load_config(["--config", str(ROOT / "examples" / "casino_ilql.yaml"), *words, "--device", "cpu"])
+    run = train(cfg)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["total"] != rows[1]["total"]
 
 
 @pytest.mark.parametrize("algo", ALGOS)

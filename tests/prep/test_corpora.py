@@ -1,0 +1,85 @@
+"""What every corpus promises, asked of each: a documented source, the same episodes again, rows from all of them."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasets_prep import CORPORA, options
+from datasets_prep.encode import Encoder
+from datasets_prep.files import LOOKS
+from datasets_prep.rejects import Reject
+from datasets_prep.split import group
+from datasets_prep.tokenizer import train
+from ilql.types import Episode, InputError
+from tests.prep import test_casino, test_deal_or_no_deal, test_reddit, test_taskmaster
+
+SAMPLES = {
+    "chat": json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}),
+    "casino": json.dumps([test_casino.DEAL, test_casino.WALK]),
+    "deal_or_no_deal": f"{test_deal_or_no_deal.DEAL}\n{test_deal_or_no_deal.OTHER}\n",
+    "reddit": json.dumps(test_reddit.GOOD),
+    "taskmaster": json.dumps(test_taskmaster.CONVERSATION),
+}
+SEED = 1000  # one of random walks in which every node leads to the goal
+SMALL = {"dialogues": 6, "games": 6, "walks": 6}  # of those that are generated
+
+
+def read(name: str, folder: Path) -> list[Episode | Reject]:
+    corpus: Any = CORPORA[name]
+    if name not in SAMPLES:
+        known = options.corpus_options(corpus)
+        return list(corpus.episodes([], seed=SEED, **{k: v for k, v in SMALL.items() if k in known}))
+    path = folder / "sample"
+    path.write_text(SAMPLES[name])
+    return list(corpus.episodes([path], seed=SEED))
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_corpus_says_where_it_comes_from(name: str) -> None:
+    doc = CORPORA[name].__doc__ or ""
+    assert re.search("licen[cs]e|CC BY|terms", doc, re.IGNORECASE)
+    assert "https://" in doc or "your own" in doc
+    assert options.first_line(CORPORA[name])
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_the_same_input_gives_the_same_episodes_and_each_becomes_rows(name: str, tmp_path: Path) -> None:
+    found = read(name, tmp_path)
+    assert found == read(name, tmp_path)
+    assert found
+    ids = set()
+    encoder = Encoder(train("byte", []))
+    for episode in found:
+        assert isinstance(episode, Episode), episode
+        ids.add(episode.id)
+        assert json.dumps(episode.meta)
+        assert group(episode)
+        assert math.isfinite(episode.total_reward)
+        assert all(turn.is_action or not turn.reward for turn in episode.turns)
+        for step in ("token", "utterance"):
+            row = encoder.encode(episode, step)
+            assert sum(row["reward"]) == pytest.approx(episode.total_reward)
+    assert len(ids) == len(found)
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_without_a_file_or_without_need_of_one(name: str, tmp_path: Path) -> None:
+    episodes: Any = CORPORA[name].episodes
+    if name in SAMPLES:
+        with pytest.raises(InputError, match=r"give --input"):
+            list(episodes([], seed=0))
+        with pytest.raises(InputError, match=r"cannot read .*absent"):
+            list(episodes([tmp_path / "absent"], seed=0))
+        with pytest.raises(InputError, match=r"is a folder; give its files"):
+            list(episodes([tmp_path], seed=0))
+        (tmp_path / "empty").touch()
+        with pytest.raises(InputError, match="is empty: it holds no dialogue"):
+            list(episodes([tmp_path / "empty"], seed=0))
+        assert name in LOOKS
+    else:
+        with pytest.raises(InputError, match="leave --input out"):
+            list(episodes([tmp_path], seed=0))
