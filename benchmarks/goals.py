@@ -167,10 +167,10 @@ GOALS = (
         most=True,
     ),
     Goal(
-        "growth of a step with tokens a dialogue, exponent",
+        "growth of a step with decisions, as dialogues grow longer, exponent",
         "linear",
         "≤ 1.1",
-        ("scaling/T/exponent",),
+        ("scaling/decisions/exponent",),
         1.1,
         _number,
         most=True,

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+SHORT, FEW = 2.0, 3  # seconds of a round below which there are more of them, and how many times
+
 Steps = Mapping[str, Callable[[], object]]
 
 
@@ -40,13 +42,16 @@ def clock(step: Callable[[], object], count: int = 1) -> float:
 def times(steps: Steps, pairs: int, warm: Mapping[str, float], least: float = 0.2) -> dict[str, list[float]]:
     """Seconds of each step in each round. Every round runs all of them, beginning with another one.
 
-    warm: what each took when it was tried; shorter ones are repeated within a round to fill `least` seconds.
+    warm: what each took when it was tried; shorter ones are repeated within a round to fill `least` seconds, and where
+    a round is short there are FEW times as many: what is short is what another process disturbs.
     """
+    count = {name: max(1, math.ceil(least / max(warm[name], 1e-4))) for name in steps}
+    rounds = pairs * (FEW if sum(max(least, warm[name]) for name in steps) < SHORT else 1)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)
-    for i in range(pairs):
+    for i in range(rounds):
         for name in (*order[i % len(order) :], *order[: i % len(order)]):
-            seconds[name].append(clock(steps[name], max(1, math.ceil(least / max(warm[name], 1e-4)))))
+            seconds[name].append(clock(steps[name], count[name]))
     return seconds
 
 
