@@ -92,14 +92,17 @@ def candidates(logp: Tensor, top_k: int | None = None, top_p: float | None = Non
 
 
 def _top_k(logp: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
-    """The k likeliest tokens, and all that equal the last of them."""
-    values, token = logp.topk(k + 1, dim=-1)
-    least = values[..., k - 1 : k]
-    if not bool((values[..., k:] == least).any()):
-        return token[..., :k].sort(-1).values, None
-    count = int(((logp >= least) & torch.isfinite(logp)).sum(-1).max())
-    token = logp.topk(max(k, count), dim=-1).indices.sort(-1).values
-    return token, logp.gather(-1, token) >= least
+    """The k likeliest tokens, and all that equal the last of them; low precision makes many equal."""
+    size, asked = logp.shape[-1], k + 16
+    while True:
+        values, token = logp.topk(min(asked, size), dim=-1)
+        least = values[..., k - 1 : k].clamp(min=torch.finfo(logp.dtype).min)  # what is impossible is no candidate
+        count = int((values >= least).sum(-1).max())
+        if count < asked or asked >= size:
+            break
+        asked *= 4
+    token = token[..., :count].sort(-1).values
+    return token, None if count == k else logp.gather(-1, token) >= least
 
 
 def _top_p(logp: Tensor, p: float) -> Tensor:
