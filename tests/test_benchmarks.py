@@ -320,7 +320,8 @@ def test_every_figure_of_a_goal_is_measured_by_some_section(tmp_path: Path) -> N
         patch.setattr(memory, "ROWS", 5)
         found = memory.measure()
         patch.setattr(scaling, "compare", lambda *_: {train.FP32: [1.0], train.TRLX: [2.0]})
-        patch.setattr(scaling, "Trainers", lambda *_: train.Trainers(TINY, KINDS))
+        longer = lambda shape, _: train.Trainers(replace(TINY, mean=TINY.mean + shape.mean // 64), KINDS)  # noqa: E731
+        patch.setattr(scaling, "Trainers", longer)
         grown = scaling.measure(1)
         ways = {way: [1.0] for way in (build.OURS, build.TWO, build.ROWS, build.MAP)}
         patch.setattr(build, "compare", lambda *_: (ways, 10))
