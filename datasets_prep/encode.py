@@ -18,7 +18,7 @@ import numpy as np
 from datasets_prep import check
 from datasets_prep import tokenizer as tk
 from datasets_prep.columns import Columns, Row
-from datasets_prep.layout import Layout, MarkLayout, Sheet
+from datasets_prep.layout import Laid, Layout, MarkLayout, Sheet
 from datasets_prep.rejects import Reject, at
 from datasets_prep.talks import Talks
 from ilql.schema import STEPS
@@ -73,9 +73,24 @@ class Encoder:
         The last beginning is that of the agent's open turn. Exactly the first tokens that `encode` gives to a dialogue
         which goes on from there. Raises Reject for turns that no row could hold.
         """
-        check.check_turns(turns)
-        laid = self.layout.lay(turns, tools, header=True)
+        laid = self.open(turns, tools)
         return laid.tokens, laid.turn
+
+    def open(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] | None = None) -> Laid:
+        """What `state` says, and where the actions among the turns are."""
+        check.check_turns(turns)
+        return self.layout.lay(turns, tools, header=True)
+
+    def note(self, text: str) -> list[int]:
+        """A text that is no turn of the dialogue, for the agent alone, as tokens. Raises InputError where the tokenizer
+        cannot write it."""
+        ids = self.layout.note(text)
+        if self.unk_id is not None and self.unk_id in ids:
+            raise InputError(
+                f"the tokenizer has no tokens for {text!r}; build the dataset with --tokenizer byte, bpe:SIZE or a "
+                "pretrained model's"
+            )
+        return ids
 
     def text(self, ids: Sequence[int]) -> str:
         """The utterance that generated action ids say; what follows the first end mark is ignored."""

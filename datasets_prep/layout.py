@@ -82,6 +82,10 @@ class Layout(Protocol):
         """One dialogue. Raises Reject where it cannot be written."""
         ...
 
+    def note(self, text: str) -> list[int]:
+        """A text that is no turn of the dialogue, for the agent alone, as tokens."""
+        ...
+
     def tidy(self, text: str) -> str:
         """Decoded content as the turn's text."""
         ...
@@ -174,6 +178,10 @@ class MarkLayout:
                 laid.append(prompt)
         led = np.array([bool(lead) for lead in leads], bool)
         return _sheet(laid, 1 + led + np.diff(talks.first) + header, 1 + led, talks), {}
+
+    def note(self, text: str) -> list[int]:
+        """Written as a turn of the system."""
+        return self.lay([Turn("system", text)], None, header=False).tokens[1:]
 
     def tidy(self, text: str) -> str:
         return text

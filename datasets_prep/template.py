@@ -133,6 +133,10 @@ class TemplateLayout:
         laid.turn = [1, *sorted({position[b] + shift for b in begins if b in position and position[b] + shift > 1})]
         return laid
 
+    def note(self, text: str) -> list[int]:
+        """Written as a line between two turns: few templates allow a turn of the system there."""
+        return self._ids(f"{text}\n", first=False)
+
     def tidy(self, text: str) -> str:
         """Decoded content as the turn's text: without what the template puts around an agent's words."""
         return text.removeprefix(self._around[0]).removesuffix(self._around[1])

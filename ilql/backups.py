@@ -5,12 +5,14 @@ learner asks for every distinct next state once. An algorithm names its backup: 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ilql import heads
+from ilql.likelihood import Likelihood
 from ilql.model import ILQLModel
 
 Backup = Callable[[ILQLModel, Tensor], Tensor]
@@ -21,13 +23,30 @@ def best(model: ILQLModel, h: Tensor) -> Tensor:
     return model.q_values(h).amax(-1)
 
 
-BACKUPS: dict[str, Backup] = {"max": best}
+def likeliest(model: ILQLModel, h: Tensor) -> Tensor:
+    """The largest ratio of a likelihood critic's probability to the actor's, as a value: states (N, D) -> (N).
+
+    max_a min_k p_k(a | s) / pi(a | s) over the tokens a that the actor's support has (see `Likelihood`), at most 1, on
+    the scale from low to high (Hong et al. 2024, sec. 4).
+    """
+    how = Likelihood(**(model.config.likelihood or {}))
+    logits: Tensor = model.get_output_embeddings()(h)
+    logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    p = (model.q_values(h).to(logp) - how.low) / (how.high - how.low)
+    top = logp.amax(-1, keepdim=True)
+    inside = logp >= top + (math.log(how.support) if how.support else -math.inf)
+    ratio = torch.where(inside, p / logp.exp(), 0.0).amax(-1)
+    return how.low + (how.high - how.low) * ratio.clamp(max=1.0)
+
+
+BACKUPS: dict[str, Backup] = {"max": best, "likelihood": likeliest}
 
 
 @torch.no_grad()
 def value(model: ILQLModel, h: Tensor, backup: str) -> Tensor:
     """The value of states by a name in BACKUPS: (N, D) -> (N), in float32 or wider."""
     wide = torch.promote_types(h.dtype, torch.float32)
-    row = model.config.get_text_config().vocab_size * max(1, len(model.q_target)) * h.element_size()
+    tables = len(model.q_target) + (backup == "likelihood")
+    row = model.config.get_text_config().vocab_size * max(1, tables) * h.element_size()
     parts = h.split(max(1, heads.CHUNK // row))
     return torch.cat([BACKUPS[backup](model, part).to(wide) for part in parts])

@@ -51,7 +51,10 @@ def join(batches: Sequence[Batch]) -> Batch:
         ids=[name for b in batches for name in b.ids],
         hidden=None if batches[0].hidden is None else torch.cat([b.hidden for b in batches if b.hidden is not None]),
         **{name: index(name, tokens) for name in ("state", "last", "next")},
-        **{name: index(name, [0] * len(batches)) for name in ("tokens", "position", "reward", "discount", "ret")},
+        **{
+            name: index(name, [0] * len(batches))
+            for name in ("tokens", "position", "reward", "discount", "ret", "floor")
+        },
     )
 
 

@@ -102,9 +102,9 @@ def build(
 ) -> ILQLModel:
     """A model to train: the trunk pretrained or from scratch, fresh heads.
 
-    vocab_size .. end_ids: of the dataset's tokenizer. critic: "vocabulary", "scalar", or None for an actor alone.
-    config: further fields of ILQLConfig (history, scores, reward_scale, algo). Raises InputError for a trunk that
-    `check_trunk` refuses.
+    vocab_size .. end_ids: of the dataset's tokenizer. critic: as in ILQLConfig, or None for an actor
+    alone. config: further fields of ILQLConfig (history, scores, reward_scale, algo, ...). Raises InputError for a
+    trunk that `check_trunk` refuses.
     """
     if not 0 <= cfg.critics <= 2 or (critic and cfg.critics < 1):
         raise InputError(f"model.critics is {cfg.critics}, but must be 1 or 2")

@@ -108,7 +108,8 @@ class Batch:
     tokens (T) ids; position (T), restarting at 0 with every piece; target (M) positions of action tokens, whose logits
     are read at target - 1; owner (M') the decision of each of the first M' action tokens: action tokens without a
     decision (an algorithm that bootstraps cannot use a transition whose next state was not logged) come last, for
-    behaviour cloning only; state, last, next (N) positions; reward, discount, ret (N); ids: the dialogues.
+    behaviour cloning only; state, last, next (N) positions; reward, discount, ret (N); floor (N): the return to go
+    where the dialogue terminated, -inf where it was cut off and nobody knows the rest; ids: the dialogues.
 
     run: what the trunk has to compute, which is what pieces share only once; where (T): the row of the trunk's output
     that holds a position's h_t. hidden: what a frozen part of the trunk gives for `run`, stored; where that is the
@@ -125,6 +126,7 @@ class Batch:
     reward: Tensor
     discount: Tensor
     ret: Tensor
+    floor: Tensor
     run: Run
     where: Tensor
     ids: Sequence[str]
@@ -281,13 +283,15 @@ def _steps(
     discount = np.full(len(shifts), gamma)
     if row["terminated"] or not at.has_next:
         discount[-1] = 0.0
+    ret = returns(reward, gamma)
     return {
         "state": at.state + shifts,
         "last": at.last + shifts,
         "next": at.next + np.append(shifts[1:], final),
         "reward": reward,
         "discount": discount,
-        "ret": returns(reward, gamma),
+        "ret": ret,
+        "floor": ret if row["terminated"] else np.full(len(ret), -np.inf),
     }
 
 

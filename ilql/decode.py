@@ -5,6 +5,7 @@ to tokens and back, and the window that training saw.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from transformers.utils import logging
 from datasets_prep.encode import Encoder
 from datasets_prep.layout import called
 from datasets_prep.rejects import Reject
+from ilql import control
 from ilql.data import collate, crop, longest_window
 from ilql.generation import Choice, Generator, uniform
 from ilql.model import ILQLModel
@@ -82,6 +84,8 @@ class LMPolicy:
     beta: 0 is the actor. greedy: argmax instead of sampling at `temperature`. support_top_k, support_top_p: bounds of
     the behaviour policy's support (see `ilql.scores.support`); with them a step reads that many rows of the critics'
     weights instead of all. Sampling draws from torch's global generator, max_new_tokens numbers a dialogue.
+    target_return: the undiscounted return, in the log's units, that an agent that is told one (`dt`) is to reach in the
+    whole dialogue; None: the largest of its training data. Rewards on the agent's turns are taken off as they come.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class LMPolicy:
         support_top_p: float | None = None,
         max_new_tokens: int = 64,
         batch_size: int = 64,
+        target_return: float | None = None,
     ) -> None:
         if not 0 < temperature < math.inf:
             raise InputError(f"temperature is {temperature}, but must be above 0; for the argmax use greedy decoding")
@@ -118,11 +123,16 @@ class LMPolicy:
         self.generator = Generator(model, pad=encoder.pad_id, ends=encoder.end_ids)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.cut = 0  # dialogues whose oldest turns did not fit the context
+        self.target = _target(model, target_return)
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """The state's tokens, in the window of training; older turns go where the model's context is too short."""
         with _dialogues():
-            tokens, starts = self.encoder.state(turns)
+            laid = self.encoder.open(turns)
+        tokens, starts = laid.tokens, laid.turn
+        if self.target is not None:
+            digits = self.model.config.control["digits"]  # type: ignore[index]
+            tokens, starts = control.state(laid, turns, self.target, self.encoder.note, digits)
         history = self.model.config.history
         out = crop(tokens, starts, history)
         # A quarter of the context at most is set aside for the answer: it may end sooner, the state cannot.
@@ -166,6 +176,22 @@ class LMPolicy:
         return [answer[k] for k in keys]
 
 
+def _target(model: ILQLModel, wanted: float | None) -> float | None:
+    """The return to tell the agent, None for one that is told none; warns of one that no dialogue had."""
+    told = model.config.control
+    if told is None:
+        if wanted is not None:
+            raise InputError(f"target_return is {wanted}, but {model.config.algo} is told no return; only dt is")
+        return None
+    if wanted is None:
+        return float(told["high"])
+    if not math.isfinite(wanted):
+        raise InputError(f"target_return is {wanted}, but must be a finite number")
+    if doubt := control.advise(wanted, told["low"], told["high"]):
+        warnings.warn(doubt, stacklevel=3)
+    return wanted
+
+
 def load_policy(run: str | Path, *, dtype: torch.dtype = torch.float32, **options: object) -> LMPolicy:
     """LMPolicy of a run (or model) folder, its weights in `dtype`; options as for LMPolicy."""
     model, encoder = load(run, dtype=dtype)
@@ -202,6 +228,8 @@ def score(
     with _dialogues():
         row = encoder.encode(episode, "token")
     row |= {name: np.asarray(row[name], np.int32) for name in ("tokens", "turn", "start", "end")}
+    if model.config.control is not None:  # told what came of it
+        row = control.prepare(row, encoder.note, model.config.control["digits"])
     history = model.config.history
     longest, context = (
         longest_window(row, history),
@@ -218,7 +246,7 @@ def score(
     logp = logits.log_softmax(-1).gather(1, action[:, None]).squeeze(1).tolist()
     q: list[float | None] = [None] * batch.m
     v: list[float | None] = [None] * batch.m
-    if model.v is not None and model.config.critic == "vocabulary":
+    if model.v is not None and model.config.critic != "scalar":
         scale = model.config.reward_scale
         each = [c.taken(hidden, action) for c in model.q_target]  # type: ignore[operator]
         q = (torch.stack(each).amin(0) / scale).tolist()

@@ -42,6 +42,7 @@ class EvalConfig:
     dtype: of the weights, one of DTYPES; probabilities and scores are in float32 whatever it is.
     partner: run folder of the partner in a game; None: the run's own actor. Both sides share temperature, greediness,
         `max_new_tokens` and `dtype`; the support limits are the run's alone (at `beta` 0 they have no effect).
+    target_return: what the run is told to reach, see `LMPolicy`; a partner that is told one is told its default.
     output: folder to make; None: the next free `eval/ENV-N` in the run folder.
     """
 
@@ -58,6 +59,7 @@ class EvalConfig:
     partner_beta: float = 0.0
     max_new_tokens: int = 64
     dtype: str = "float32"
+    target_return: float | None = None
     seed: int = 0
     output: Path | None = None
     progress: bool = True
@@ -85,7 +87,8 @@ def evaluate(cfg: EvalConfig) -> tuple[str, Path]:
     factory = module.make(**arguments)
     shared: dict[str, Any] = {"greedy": cfg.greedy, "temperature": cfg.temperature}
     shared |= {"max_new_tokens": cfg.max_new_tokens, "dtype": getattr(torch, cfg.dtype)}
-    support: dict[str, Any] = {"support_top_k": cfg.support_top_k, "support_top_p": cfg.support_top_p}
+    own: dict[str, Any] = {"support_top_k": cfg.support_top_k, "support_top_p": cfg.support_top_p}
+    own |= {"target_return": cfg.target_return}
     partner: Policy | None = None
     players: list[tuple[str, float]] = [(f"beta-{beta:g}", beta) for beta in dict.fromkeys(cfg.beta)]
     if module.SEATS == 2:
@@ -96,7 +99,7 @@ def evaluate(cfg: EvalConfig) -> tuple[str, Path]:
         if partner is not None and name == PARTNER_ROW:
             policy = partner
         else:
-            policy = decode.load_policy(cfg.run, beta=beta, **shared, **support)
+            policy = decode.load_policy(cfg.run, beta=beta, **shared, **own)
         torch.manual_seed(cfg.seed)
         row = _play(cfg, name, beta, policy, partner, factory, module)
         if not rows:
@@ -147,6 +150,8 @@ def _settings(cfg: EvalConfig, arguments: Mapping[str, Any], seats: int) -> dict
         "max_new_tokens": cfg.max_new_tokens,
         "dtype": cfg.dtype,
     }
+    if cfg.target_return is not None:
+        settings["target_return"] = cfg.target_return
     if seats == 2:
         settings |= {"partner": (cfg.partner or cfg.run).resolve().name, "partner_beta": cfg.partner_beta}
     return settings
@@ -207,6 +212,8 @@ def _check(cfg: EvalConfig) -> None:
     top_p = cfg.support_top_p
     need(top_p is None or 0 < top_p <= 1, "--support-top-p", top_p, "above 0 and at most 1")
     need(cfg.dtype in DTYPES, "--dtype", cfg.dtype, f"one of {', '.join(DTYPES)}")
+    target = cfg.target_return
+    need(target is None or math.isfinite(target), "--target-return", target, "a finite number")
     need(cfg.max_new_tokens >= 1, "--max-new-tokens", cfg.max_new_tokens, "at least 1")
     if cfg.output is not None and cfg.output.exists():
         raise InputError(f"--output {cfg.output} exists; choose another folder, nothing is overwritten")
@@ -266,6 +273,7 @@ def _parser() -> Parser:
     add("--temperature", type=float, default=1.0, help="of sampling (default 1)")
     add("--support-top-k", type=int, metavar="K", help="only among the actor's K likeliest tokens")
     add("--support-top-p", type=float, metavar="P", help="only among the actor's likeliest tokens of mass P")
+    add("--target-return", type=float, metavar="R", help="what a run of dt is told to reach (default: its data's best)")
     add("--partner", type=Path, metavar="RUN", help="the other side of a game (default: the run's own actor)")
     add("--partner-beta", type=float, default=0.0, help="the partner's beta (default 0)")
     add("--max-new-tokens", type=int, default=64, help="longest utterance (default 64)")

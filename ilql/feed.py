@@ -70,7 +70,8 @@ class Fixed:
 class Feed:
     """rows (dialogues, or decisions from caches) and their order; validation: the fixed batches of this process;
     manifest: the first dataset's; digests: of every dataset's and cache's manifest; longest: tokens of the longest
-    piece that a dialogue is read in."""
+    piece that a dialogue is read in; fields: what the algorithm adds to the model's config; advice: what about the data
+    does not suit the algorithm's options."""
 
     rows: Picked | Decisions | Dialogues
     order: Order
@@ -80,6 +81,8 @@ class Feed:
     manifest: dict[str, Any]
     digests: list[str]
     longest: int
+    fields: dict[str, Any] = field(default_factory=dict)
+    advice: str | None = None
     caches: list[Cache] = field(default_factory=list)
 
     def check_trunk(self, model: ILQLModel, cfg: TrainConfig) -> None:
@@ -102,6 +105,12 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     encoder = Encoder.from_folder(Path(cfg.data.path[0]) / "tokenizer")
     for part in parts:
         part.check(encoder.vocab_size)
+    prepare = getattr(algo, "prepare", None)
+    if prepare is not None:
+        if cfg.data.cache is not None:
+            raise InputError(f"data.cache holds rows as they are stored, and {cfg.algo} reads others; leave it out")
+        prepare = partial(prepare, note=encoder.note, cfg=cfg.hyper)
+        mix = Mix(parts, prepare)
     options = {
         "gamma": getattr(cfg.hyper, "gamma", 1.0),  # an algorithm without values has no discount, and reads none
         "reward_scale": cfg.data.reward_scale,
@@ -112,7 +121,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     longest = max((longest_window(row, cfg.data.history) for row in mix), default=0)
     rows = {"train": select(mix, cfg, "train")}
     if cfg.log.validate_every:
-        held = Mix([Rows(path, "validation") for path in cfg.data.path])
+        held = Mix([Rows(path, "validation") for path in cfg.data.path], prepare)
         if not len(held):
             raise InputError(
                 f"log.validate_every is set, but {cfg.data.path[0]} has no validation split; "
@@ -123,7 +132,10 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
         longest = max(longest, *(longest_window(row, cfg.data.history) for row in held))
         rows["validation"] = select(held, cfg, "validation")
     digests = [sha256(Path(path) / "manifest.json") for path in cfg.data.path]
-    feed = partial(Feed, encoder=encoder, manifest=parts[0].manifest, longest=longest)
+    advise, fields = getattr(algo, "advise", None), getattr(algo, "fields", None)
+    advice = advise(mix.returns * cfg.data.reward_scale, cfg.hyper) if advise else None
+    facts = fields(mix.returns, cfg.hyper) if fields else {}
+    feed = partial(Feed, encoder=encoder, manifest=parts[0].manifest, longest=longest, advice=advice, fields=facts)
     if cfg.data.cache is None:
         fixed = _arrange(cfg, cfg.batch, rows, together, rank, world)
         return feed(**fixed | {"validation": list(fixed["validation"])}, digests=digests)

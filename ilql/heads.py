@@ -252,6 +252,10 @@ class VocabularyHead(nn.Module):
         z = self.features(h)
         return (z * weight[action].to(z.dtype)).sum(-1) + bias[action]
 
+    def values(self, logits: Tensor) -> Tensor:
+        """What logits of all actions say of their values (..., V): they are the values."""
+        return logits
+
     def among(self, z: Tensor, action: Tensor) -> Tensor:
         """Some actions of each row, O(N C H) where that is less than all: features (N, H), (N, C) -> (N, C)."""
         weight, bias = self.words()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ilql.backups import value
 from ilql.data import Batch
+from ilql.floored import floored_lse
 from ilql.heads import taken_and_lse
 from ilql.model import ILQLModel
 from ilql.types import InputError
@@ -34,6 +35,7 @@ class Out:
         """hidden (U, D): the trunk's output for `batch.run`. backup: what `q_next` is, see `ilql.backups`."""
         self.model, self.hidden, self.batch, self.backup = model, hidden, batch, backup
         self._scalar = model.config.critic == "scalar"
+        self._likelihood = model.config.critic == "likelihood"
 
     @cached_property
     def logp(self) -> Tensor:
@@ -70,7 +72,7 @@ class Out:
         """Q of the logged action by every critic, (K, N). A loss that reads `q_lse` too reads it first: then both come
         from one pass over the vocabulary."""
         if "_critics" in self.__dict__:
-            return self._critics[0]
+            return self.model.q[0].value(self.q_logp) if self._likelihood else self._critics[0]  # type: ignore[operator]
         h, action, spread = self._acts
         each = [q(h) if self._scalar else q.taken(h, action) for q in self.model.q]  # type: ignore[operator]
         return torch.stack(each)[:, spread]
@@ -79,6 +81,32 @@ class Out:
     def q_lse(self) -> Tensor:
         """log-sum-exp of Q over all actions, (K, N); token critics only."""
         return self._critics[1]
+
+    @cached_property
+    def q_lse_floored(self) -> Tensor:
+        """log-sum-exp over all actions of the larger of Q and the batch's `floor`, (K, N); token critics only."""
+        # A state has a floor in each dialogue that passes through it, so nothing is shared.
+        h = self.hidden[self.batch.where[self.batch.state]]
+        floor = self.batch.floor.to(torch.promote_types(h.dtype, torch.float32))
+        return torch.stack([floored_lse(q.features(h), *q.words(), floor) for q in self.model.q])  # type: ignore
+
+    @cached_property
+    def q_logp(self) -> Tensor:
+        """log p of the logged action by likelihood critics, (K, N)."""
+        taken, norm = self._critics
+        return taken - norm
+
+    @cached_property
+    def q_rest(self) -> Tensor:
+        """The log-likelihood, by likelihood critics, of what gets the probability that the logged action is not worth,
+        (K, N): the mean over all other tokens, or the dummy action's."""
+        norm = self._critics[1]
+        if self.model.q[0].how.rest == "dummy":  # type: ignore[union-attr]
+            return -norm
+        h, _, spread = self._acts
+        size = len(self.model.q[0].words()[1])  # type: ignore[operator]
+        mean = torch.stack([q.mean_logit(h) for q in self.model.q])[:, spread]  # type: ignore[operator]
+        return (size * (mean - norm) - self.q_logp) / (size - 1)
 
     @cached_property
     @torch.no_grad()

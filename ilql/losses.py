@@ -65,6 +65,16 @@ def cql(q: Tensor, q_lse: Tensor) -> Tensor:
     return (q_lse - q).sum(0)
 
 
+def weighted_ce(logp: Tensor, rest: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy with a target that gives the action its `weight` and the remainder 1 - weight to the rest:
+    -[w log p(a) + (1 - w) rest], (K, N), (K, N), (N) -> (N), summed over K (Hong et al. 2024, sec. 4).
+
+    rest: the log-likelihood of what gets the remainder. p becomes w times the logs' policy. The weight is constant.
+    """
+    weight = weight.detach()
+    return -(weight * logp + (1 - weight) * rest).sum(0)
+
+
 def nll(logp: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     """Weighted negative log-likelihood of the actor, (M). The weight is constant."""
     if isinstance(weight, Tensor):

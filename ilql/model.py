@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ilql import frozen, packed
 from ilql.heads import ScalarHead, TiedHead, VocabularyHead, init_head
+from ilql.likelihood import Likelihood, LikelihoodHead
 from ilql.prefix import Segments, paths
 from ilql.scores import SCORES, extracted
 from ilql.types import InputError
@@ -24,9 +25,11 @@ from ilql.types import InputError
 
 class ILQLConfig(PreTrainedConfig):
     """text_config: the trunk's own config. critics: K, 0 for an actor alone. critic: "vocabulary" (Q(s, .) read at the
-    state) or "scalar" (Q(s, a) read at the utterance's last token). history: see DataConfig. scores: a name in
-    `ilql.scores.SCORES`. reward_scale: by which Q and V must be divided to be in the log's units. head, head_width,
-    freeze: see ModelConfig."""
+    state), "likelihood" (the same as probabilities; `likelihood`: how, the fields of `ilql.likelihood.Likelihood`) or
+    "scalar" (Q(s, a) read at the utterance's last token). history: see DataConfig. scores: a name in
+    `ilql.scores.SCORES`. reward_scale: by which Q and V must be divided to be in the log's units. control: `digits` of
+    the returns that the agent is told, and from what `low` to what `high` they reach in the data (see `ilql.control`).
+    head, head_width, freeze: see ModelConfig."""
 
     model_type = "ilql"
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
@@ -34,12 +37,14 @@ class ILQLConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     critics: int = 2
     critic: str = "vocabulary"
+    likelihood: dict[str, Any] | None = None
     head: str = "mlp"
     head_width: int | None = None
     history: int | None = None
     scores: str = "advantage"
     reward_scale: float = 1.0
     algo: str | None = None
+    control: dict[str, Any] | None = None
     freeze: str | int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -52,6 +57,8 @@ class ILQLConfig(PreTrainedConfig):
             raise InputError(f"scores is {self.scores!r}, not one of {', '.join(SCORES)}")
         if self.head not in ("mlp", "tied"):
             raise InputError(f"head is {self.head!r}, not mlp or tied")
+        if (self.critic == "likelihood") != (self.likelihood is not None):
+            raise InputError(f"critic is {self.critic!r} and likelihood {self.likelihood!r}: give both, or neither")
         super().__post_init__(**kwargs)
 
 
@@ -78,8 +85,10 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
             if config.critic == "scalar":
                 return ScalarHead(width, hidden)
             if config.head == "tied":
-                return TiedHead(width, vocabulary, self.lm.get_output_embeddings())
-            return VocabularyHead(width, hidden, vocabulary)
+                head: VocabularyHead = TiedHead(width, vocabulary, self.lm.get_output_embeddings())
+            else:
+                head = VocabularyHead(width, hidden, vocabulary)
+            return head if config.likelihood is None else LikelihoodHead(head, Likelihood(**config.likelihood))
 
         self.q = nn.ModuleList(critic() for _ in range(config.critics))
         self.q_target = nn.ModuleList(critic() for _ in range(config.critics))
@@ -226,7 +235,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         """Refuse to re-weight without critics of tokens, or where the actor alone is the policy."""
         if self.v is not None and self.config.scores == "actor":
             raise InputError(f"beta is {beta}, but {self.config.algo} decodes by its actor alone; use beta 0")
-        if self.v is None or self.config.critic != "vocabulary":
+        if self.v is None or self.config.critic == "scalar":
             raise InputError(f"beta is {beta}, but this model has no token critics ({self.config.algo}); use beta 0")
 
     def reweighted(

@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import numpy as np
 import torch
 
 from datasets_prep.encode import Encoder
+from ilql import control
 from ilql.command import Parser, guard
 from ilql.data import collate, crop, longest_window
 from ilql.decode import LMPolicy, load
 from ilql.learner import check_fits
 from ilql.model import ILQLModel
 from ilql.report import Interval, bootstrap, table
-from ilql.rows import Rows
+from ilql.rows import Mix, Rows
 from ilql.types import InputError
 
 RESAMPLES = 2000
@@ -49,7 +51,7 @@ def agent_turns(row: dict[str, Any]) -> np.ndarray:
 
 
 @torch.no_grad()
-def read_turns(model: ILQLModel, bos: int, rows: Rows, batch_rows: int = 32) -> list[Turns]:
+def read_turns(model: ILQLModel, bos: int, rows: Rows | Mix, batch_rows: int = 32) -> list[Turns]:
     """Values and likelihoods of every dialogue of a split."""
     found: list[Turns] = []
     head: Any = model.get_output_embeddings()
@@ -155,7 +157,7 @@ def judge(turns: Sequence[Turns], thresholds: Sequence[float]) -> list[dict[str,
     return lines
 
 
-def last_turn_matches(policy: LMPolicy, rows: Rows) -> list[bool]:
+def last_turn_matches(policy: LMPolicy, rows: Rows | Mix) -> list[bool]:
     """Whether the policy's reply at each dialogue's last turn of the agent equals the logged one, token for token."""
     prompts, wanted = [], []
     for i in range(len(rows)):
@@ -176,14 +178,18 @@ def report(
     top_k: int | None,
 ) -> str:
     """Tables about one split of a dataset, for a run (or model) folder."""
-    rows = Rows(data, split)
-    if not len(rows):
+    stored = Rows(data, split)
+    if not len(stored):
         raise InputError(f"{data} has no dialogue in its {split} split; build it with --validation, or name another")
     model, encoder = load(run)
     theirs = Encoder.from_folder(Path(data) / "tokenizer").tokenizer
     if encoder.tokenizer.get_vocab() != theirs.get_vocab():
         raise InputError(f"{data} was built with another tokenizer than {run}; build it with --tokenizer {run}/model")
-    rows.check(encoder.vocab_size)
+    stored.check(encoder.vocab_size)
+    rows: Rows | Mix = stored
+    if model.config.control is not None:  # told what came of it
+        tell = partial(control.prepare, note=encoder.note, digits=model.config.control["digits"])
+        rows = Mix([stored], tell)
     check_fits(model, max(longest_window(row, model.config.history) for row in rows), encoder.vocab_size)
     turns = read_turns(model, encoder.bos_id, rows)
     out = []

@@ -14,7 +14,7 @@ from ilql.cached import Cache, tensor
 from ilql.columns import Column
 from ilql.data import Batch, Run
 from ilql.prefix import apart
-from ilql.states import FORM, NOTHING, STATE
+from ilql.states import FORM, NOTHING, STATE, TERMINAL
 from ilql.types import InputError
 
 
@@ -62,6 +62,12 @@ def returns(reward: np.ndarray, dialogue: np.ndarray, gamma: float) -> np.ndarra
     return out
 
 
+def terminated(follows: np.ndarray, dialogue: np.ndarray) -> np.ndarray:
+    """Whether each decision's dialogue came to its end, (n): what follows its last decision is terminal."""
+    ends = np.flatnonzero(np.diff(dialogue, append=-1))
+    return np.repeat(follows[ends] == TERMINAL, np.diff(ends, prepend=-1))
+
+
 class Decisions:
     """Decisions of one split of several caches, numbered through; what a DataLoader reads batches from."""
 
@@ -87,13 +93,14 @@ class Decisions:
         self.first = np.cumsum([0] + [len(part.decisions["token"]) for part in self.parts])
         self.rows = np.cumsum([0] + [len(part.hidden) for part in self.parts])
         self.before = np.cumsum([0] + [cache.manifest["splits"][split]["dialogues"] for cache in caches])
-        ret, number = [], []
+        ret, whole, number = [], [], []
         for cache, part, before in zip(caches, self.parts, self.before, strict=False):
             check_rows(part, f"{cache.folder}/{split}", cache.remedy)
             dialogue = part.decisions["dialogue"].all()
             ret.append(returns(part.decisions["reward"].all() * reward_scale, dialogue, gamma))
+            whole.append(terminated(part.decisions["follows"].all(), dialogue))
             number.append(dialogue + before if chosen is not None else dialogue[:0])
-        self.ret = np.concatenate(ret)
+        self.ret, self.whole = np.concatenate(ret), np.concatenate(whole)
         self.chosen: np.ndarray | None = None
         if chosen is not None:
             taken = np.zeros(len(dialogues), bool)
@@ -144,6 +151,7 @@ class Decisions:
         place = _ranges(part.decisions["token"].take(row), out["size"])
         out["reward"] = part.decisions["reward"].take(row).astype(np.float64) * self.scale
         out["ret"] = self.ret[row + self.first[k]]
+        out["whole"] = self.whole[row + self.first[k]]
         out["dialogue"] = out["dialogue"] + self.before[k]
         for name in ("last", "next"):
             out[name] = out[name] + self.rows[k]
@@ -195,6 +203,7 @@ class Decisions:
             "reward": at["reward"][:n],
             "discount": np.where(follows, self.gamma, 0.0),
             "ret": at["ret"][:n],
+            "floor": np.where(at["whole"][:n], at["ret"][:n], -np.inf),
             "where": where,
         }
         return Batch(

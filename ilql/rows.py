@@ -4,7 +4,7 @@ views into them, so that memory does not grow with the dataset.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,12 @@ def _sums(offsets: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 class Mix(Sequence[dict[str, Any]]):
-    """Several datasets as one sequence of rows; all must share the step and the tokenizer."""
+    """Several datasets as one sequence of rows; all must share the step and the tokenizer.
 
-    def __init__(self, parts: Sequence[Rows]) -> None:
+    prepare: what is made of a row when it is read, and what `lengths` counts; the stored rows themselves by default.
+    """
+
+    def __init__(self, parts: Sequence[Rows], prepare: Callable[[Any], dict[str, Any]] | None = None) -> None:
         first = parts[0].manifest
         for part in parts[1:]:
             for what, mine, theirs in (
@@ -96,14 +99,17 @@ class Mix(Sequence[dict[str, Any]]):
                     raise InputError(
                         f"{part.folder} has another {what} than {parts[0].folder}; build both with the same --{what}"
                     )
-        self.parts = list(parts)
+        self.parts, self.prepare = list(parts), prepare
         self.lengths = np.concatenate([p.lengths for p in parts])
         self.returns = np.concatenate([p.returns for p in parts])
         self._first = np.cumsum([0] + [len(p) for p in parts])
+        if prepare is not None:
+            self.lengths = np.array([len(self[i]["tokens"]) for i in range(len(self))], np.int64)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, i: int) -> dict[str, Any]:  # type: ignore[override]
         k = int(np.searchsorted(self._first, i, side="right")) - 1
-        return self.parts[k][i - int(self._first[k])]
+        row = self.parts[k][i - int(self._first[k])]
+        return row if self.prepare is None else self.prepare(row)

@@ -135,7 +135,8 @@ def card(cfg: TrainConfig, manifest: Mapping[str, Any], facts: Mapping[str, Any]
     metrics = "\n".join(f"| {name} | {value:.6g} |" for name, value in facts.items())
     corpus = manifest.get("corpus", "unknown")
     arguments = json.dumps(manifest.get("arguments", {}), ensure_ascii=False)
-    beta = ", beta=4.0" if ALGOS[cfg.algo].CRITIC == "vocabulary" and ALGOS[cfg.algo].scores is not actor else ""
+    algo = ALGOS[cfg.algo]
+    beta = ", beta=4.0" if algo.CRITIC in ("vocabulary", "likelihood") and algo.scores is not actor else ""
     return f"""---
 library_name: transformers
 tags: [offline-rl, dialogue, {cfg.algo}]

@@ -72,6 +72,8 @@ def train(cfg: TrainConfig, *, resume: bool = False, allow_inexact: bool = False
     known = runfolder.check(cfg, resume, allow_inexact)
     begins = not (known and checkpoint.steps(Path(cfg.output) / "checkpoints"))
     feed = read(cfg, accelerator.process_index, accelerator.num_processes)
+    if feed.advice:
+        say(accelerator, f"warning: {feed.advice}")
     set_seed(cfg.seed)
     model = make_model(cfg, feed)
     if cfg.init_from and begins:
@@ -119,6 +121,7 @@ def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
         scores=next(name for name, score in SCORES.items() if score is algo.scores),
         reward_scale=cfg.data.reward_scale,
         algo=cfg.algo,
+        **feed.fields,
     )
     check_fits(model, feed.longest, encoder.vocab_size)
     return model

@@ -65,7 +65,7 @@ def test_the_maze_by_beta(run: Path, loads: Any, capsys: pytest.CaptureFixture[s
     options = ["--support-top-k", "3", "--max-new-tokens", "2", "--greedy", "--quiet"]
     assert main([str(run), "--env", "maze", "--episodes", "25", "--beta", "0", "4", "4", *options]) == 0
     shared = {"greedy": True, "temperature": 1.0, "max_new_tokens": 2, "dtype": torch.float32}
-    shared |= {"support_top_k": 3, "support_top_p": None}
+    shared |= {"support_top_k": 3, "support_top_p": None, "target_return": None}
     assert calls == [{"folder": "run", "beta": beta, **shared} for beta in (0.0, 4.0)]
     printed = capsys.readouterr().out
     assert "| policy | n   | return                     | success % " in printed
@@ -93,6 +93,13 @@ def test_the_maze_by_beta(run: Path, loads: Any, capsys: pytest.CaptureFixture[s
         "max_new_tokens": 2,
         "dtype": "float32",
     }
+
+
+def test_a_target_return_reaches_the_policy_and_the_report(run: Path, loads: Any) -> None:
+    calls = loads(lambda folder, **options: walker())
+    assert main([str(run), "--env", "maze", "--episodes", "2", "--beta", "0", "--target-return", "-7", "--quiet"]) == 0
+    assert [call["target_return"] for call in calls] == [-7]
+    assert report(run / "eval" / "maze-1")["settings"]["target_return"] == -7
 
 
 def test_transcripts_are_logs(run: Path, loads: Any) -> None:
@@ -166,7 +173,7 @@ def test_a_game_is_played_in_both_seats_against_the_partner(run: Path, loads: An
     shared = {"greedy": False, "temperature": 0.7, "max_new_tokens": 64, "dtype": torch.bfloat16}
     assert calls == [
         {"folder": "bc", "beta": 0.0, **shared},
-        {"folder": "run", "beta": 2.0, **shared, "support_top_k": None, "support_top_p": 0.9},
+        {"folder": "run", "beta": 2.0, **shared, "support_top_k": None, "support_top_p": 0.9, "target_return": None},
     ]
     written = report(run / "eval" / "deal_or_no_deal-1")
     assert (written["settings"]["partner"], written["settings"]["partner_beta"]) == ("bc", 0.0)

@@ -11,7 +11,7 @@ from ilql.algos import ALGOS, bc, filtered_bc, ilql, mc
 from ilql.data import collate
 from ilql.learner import Learner, Out, check_fits
 from ilql.types import InputError
-from tests.toys import BOS, chat_row, plain_ilql, row, stats, table_model, tiny
+from tests.toys import BOS, chat_row, model_fields, plain_ilql, row, stats, table_model, tiny
 
 CFG = ilql.Config(gamma=0.9, tau=0.8, cql_weight=0.1)
 
@@ -261,6 +261,7 @@ def test_every_algorithm_is_whole():
     for name, algo in ALGOS.items():
         for part in ("Config", "loss", "scores", "STEPS", "CRITIC", "BOOTSTRAPS", "PER_TOKEN"):
             assert hasattr(algo, part), f"{name}.{part}"
-        losses = means(tiny(), dialogues(), algo=algo, cfg=algo.Config())
+        cfg = algo.Config()
+        losses = means(tiny(**model_fields(algo, cfg)), dialogues(), algo=algo, cfg=cfg)
         assert losses.keys() >= algo.PER_TOKEN
         assert all(torch.isfinite(v) for v in losses.values())

@@ -31,8 +31,11 @@ def recipe(algo: str) -> Path:
 
 @pytest.fixture(scope="module")
 def maze(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("maze") / "data"
-    build(Options("maze", output=folder, tokenizer="word", action_tokens=MOVES, corpus_options={"dialogues": 40}))
+    """The folders that the recipes name, by the commands in their comments, with fewer dialogues."""
+    folder = tmp_path_factory.mktemp("maze")
+    for name, tokenizer in (("maze", "word"), ("maze-bpe", "bpe:512")):
+        few = {"dialogues": 40}
+        build(Options("maze", output=folder / name, tokenizer=tokenizer, action_tokens=MOVES, corpus_options=few))
     return folder
 
 
@@ -58,7 +61,9 @@ def test_the_recipe_of_a_negotiation_trains(casino, tmp_path):
 
 @pytest.mark.parametrize("algo", ALGOS)
 def test_the_recipe_of_every_algorithm_trains(algo, maze, tmp_path):
-    options = {"data.path": maze, "output": tmp_path / "run", "steps": 2, "batch.dialogues": 4, "log.every": 1}
+    (asked,) = load_config(["--config", str(recipe(algo))]).data.path
+    options = {"data.path": maze / Path(asked).name, "output": tmp_path / "run", "steps": 2}
+    options |= {"batch.dialogues": 4, "log.every": 1}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     cfg = load_config(["--config", str(recipe(algo)), *words, "--device", "cpu"])
     assert cfg.algo == algo

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from ilql.algos import awac, cql, ilql, mc, sarsa
+from ilql.algos import awac, cql, dt, ilql, mc, q_sft, sarsa
 from ilql.data import collate
 from ilql.envs.maze import Maze
 from ilql.learner import Learner
-from tests.toys import BOS, row, table_model
+from tests.toys import BOS, logits, model_fields, row, table_model
 
 GAMMA, TAU = 0.9, 0.8
 
@@ -58,18 +58,19 @@ def learn(
     algo: ModuleType = ilql,
     cfg: Any = None,
     unseen: float = 0.0,
+    rate: float = 0.3,
 ):
     """Full-batch training with targets that follow at once, at a decaying rate. unseen: Q of every token that is no
     action of the logs, before and, without a penalty, after."""
-    model = table_model(vocab)
     cfg = ilql.Config(gamma=GAMMA, tau=TAU, cql_weight=0.0) if cfg is None else cfg
+    model = table_model(vocab, **model_fields(algo, cfg))
     learner = Learner(model, algo, cfg)
     batch = collate(rows, gamma=GAMMA, bos=BOS, history=history).to("cpu", torch.float64)
     with torch.no_grad():
-        for head in [*model.q, *model.q_target]:
+        for head in logits(model):
             head.out.bias.fill_(unseen)
             head.out.bias[batch.action] = 0.0
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.3)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5 * (1 + np.cos(np.pi * i / steps)) + 1e-6)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -240,3 +241,90 @@ def test_awac_trains_the_improvement_into_the_actor(beta, clip):
         count = sum(t[:2] == (s, a) for t in transitions)
         total = sum(weight[t[:2]] for t in transitions if t[0] == s)
         assert policy[s, a] == pytest.approx(count * w / total, abs=2e-3), f"pi({a} | {s})"
+
+
+def shares(transitions) -> tuple[dict, dict]:
+    """The logs' policy: pi(a | s) of every logged pair, and the actions of every state."""
+    pairs = [t[:2] for t in transitions]
+    actions: dict[int, set[int]] = {}
+    for s, a in pairs:
+        actions.setdefault(s, set()).add(a)
+    return {(s, a): pairs.count((s, a)) / sum(p[0] == s for p in pairs) for s, a in pairs}, actions
+
+
+def q_sft_fixed_point(transitions, low: float, high: float, vocab: int, rest: str) -> dict:
+    """p(a | s) of the logged pairs: pi w, and where the rest goes to all other tokens alike a share of theirs."""
+    pi, actions = shares(transitions)
+    p = dict.fromkeys(pi, 0.0)
+    for _ in range(2000):
+        v = {s: low + (high - low) * min(1, max(p[s, a] / pi[s, a] for a in actions[s])) for s in actions}
+        targets: dict[tuple[int, int], list[float]] = {}
+        for s, a, r, after in transitions:
+            targets.setdefault((s, a), []).append(r + (GAMMA * v[after] if after is not None else 0.0))
+        w = {key: (np.mean(y) - low) / (high - low) for key, y in targets.items()}
+        assert all(0 <= x <= 1 for x in w.values())
+        left = {key: pi[key] * (1 - w[key]) for key in pi}
+        new = {
+            (s, a): pi[s, a] * w[s, a]
+            + (rest == "uniform") * sum(left[s, b] for b in actions[s] if b != a) / (vocab - 1)
+            for s, a in pi
+        }
+        change = max(abs(new[key] - p[key]) for key in p)
+        p = new
+        if change < 1e-12:
+            break
+    return p
+
+
+@pytest.mark.parametrize("rest", ["dummy", "uniform"])
+def test_q_sft_learns_values_as_likelihoods(rest):
+    """With a dummy action the ratio to the logs' policy is the optimal Q; spread over a small vocabulary the rest is
+    believed."""
+    rows, transitions = gather(chain, range(1, 6), 2, 6, 2, 60)
+    low, high = -12.0, 30.0
+    cfg = q_sft.Config(gamma=GAMMA, low=low, high=high, rest=rest)
+    want = q_sft_fixed_point(transitions, low, high, 8, rest)
+    pi, _ = shares(transitions)
+    got, _ = table(learn(rows, 8, 1500, algo=q_sft, cfg=cfg, unseen=-100.0 if rest == "dummy" else 0.0), 8)
+    p = (got - low) / (high - low)
+    for (s, a), x in want.items():
+        assert p[s, a] == pytest.approx(x, abs=1e-3), f"p({a} | {s})"
+    if rest == "dummy":
+        q, _ = fixed_point(transitions, np.max)
+        for key, x in want.items():
+            assert low + (high - low) * x / pi[key] == pytest.approx(q[key], abs=1e-6)
+
+
+@pytest.mark.parametrize("algo", [cql, ilql])
+def test_a_calibrated_penalty_stops_at_the_returns(algo):
+    """One state, one action, return G: tokens that nobody took come down to G and no further, those below it stay. The
+    action stands d above G, where 2 d = w (1 - e^d / (e^d + 7)); a plain penalty drives the others on and on."""
+    g, w = 2.0, 0.5
+    data = [row([BOS, 1, 7], [2], [3], [g], turn=[1, 2])]
+    for unseen, low, high in ((3.0, g - 0.6, g), (-3.0, -3.0, -3.0)):
+        cfg = algo.Config(gamma=GAMMA, cql_weight=w, calibrated=True)
+        q = table(learn(data, 8, 600, algo=algo, cfg=cfg, unseen=unseen, rate=0.02), 8)[0][1]
+        assert (low <= q[:7]).all()
+        assert (q[:7] <= high).all()
+        d = q[7] - g
+        assert 2 * d == pytest.approx(w * 7 / (np.exp(d) + 7), abs=2e-3)
+    plain = algo.Config(gamma=GAMMA, cql_weight=w)
+    assert (table(learn(data, 8, 600, algo=algo, cfg=plain, rate=0.02), 8)[0][1][:7] < g - 4).all()
+
+
+def test_a_decision_transformer_gets_what_it_is_told():
+    """Two turns, token 6 earns 1 and token 7 nothing, every pair logged once. The policy is the logs' share of actions
+    among the turns with that return to go, so the largest return and the smallest one are had for certain."""
+    rows = [
+        row([BOS, 1, a, 1, b], [2, 4], [3, 5], [a == 6, b == 6], turn=[1, 2, 3, 4], name=f"{a}{b}")
+        for a in (6, 7)
+        for b in (6, 7)
+    ]
+    cfg = dt.Config()
+    told = [dt.prepare(r, lambda text: [2 + int(text.removeprefix("return "))], cfg) for r in rows]
+    model = learn(told, 8, 500, algo=dt, cfg=cfg)
+    with torch.no_grad():
+        policy = model.get_output_embeddings()(torch.eye(8, dtype=torch.float64)).softmax(-1)
+    for to_go, share in ((2, 1.0), (1, 0.75), (0, 0.0)):
+        assert policy[2 + to_go, 6].item() == pytest.approx(share, abs=5e-3)
+        assert policy[2 + to_go, 7].item() == pytest.approx(1 - share, abs=5e-3)

@@ -101,12 +101,13 @@ class TableTrunk(nn.Module):
     def _init_weights(self, module: nn.Module) -> None: ...
 
 
-def table_model(vocab: int, critics: int = 1) -> ILQLModel:
+def table_model(vocab: int, critics: int = 1, **config: Any) -> ILQLModel:
     """An ILQLModel in float64 whose heads are tables over one-token states (their hidden layer is the identity)."""
     trunk: Any = TableTrunk(vocab)
-    config = ILQLConfig(text_config=GPT2Config(vocab_size=vocab, n_embd=vocab), critics=critics, head_width=vocab)
-    model = ILQLModel(config, lm=trunk).double()
-    for head in [*model.q, *model.q_target, model.v]:
+    shape = GPT2Config(vocab_size=vocab, n_embd=vocab)
+    full = ILQLConfig(text_config=shape, critics=critics, head_width=vocab, **config)
+    model = ILQLModel(full, lm=trunk).double()
+    for head in [*logits(model), model.v]:
         with torch.no_grad():
             head.hidden.weight.copy_(torch.eye(vocab))
             head.hidden.bias.zero_()
@@ -114,6 +115,16 @@ def table_model(vocab: int, critics: int = 1) -> ILQLModel:
             head.out.bias.zero_()
         head.hidden.requires_grad_(False)
     return model
+
+
+def logits(model: ILQLModel) -> list[Any]:
+    """The heads over the vocabulary: of the critics, then of the targets; those inside likelihood critics."""
+    return [getattr(head, "logits", head) for head in [*model.q, *model.q_target]]
+
+
+def model_fields(algo: Any, cfg: Any) -> dict[str, Any]:
+    """What the model of an algorithm is built with."""
+    return {"critic": algo.CRITIC, **(algo.fields(np.zeros(1), cfg) if hasattr(algo, "fields") else {})}
 
 
 def plain_ilql(model: ILQLModel, rows: list[dict], *, gamma: float, tau: float, cql_weight: float) -> dict[str, Tensor]:

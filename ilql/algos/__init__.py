@@ -2,11 +2,23 @@
 
 `Config` (a frozen dataclass), `loss(out, batch, cfg) -> {name: vector}` of unreduced, weighted losses, `PER_TOKEN`
 (names of those with one number an action token; the others have one a decision), `scores` (how its policy is
-extracted), `STEPS` (the time steps it is defined for), `CRITIC` ("vocabulary", "scalar" or None for an actor alone),
-`BOOTSTRAPS` (whether a transition needs its next state), and where it applies `BACKUP` (what `Out.q_next` is, a name in
-`ilql.backups`) and `select(returns, cfg) -> mask of dialogues` (the part of them that it learns from).
+extracted), `STEPS` (the time steps it is defined for), `CRITIC` (as in ILQLConfig, or None for an actor alone) and
+`BOOTSTRAPS` (whether a transition needs its next state). Where it applies: `BACKUP` (what `Out.q_next` is, a name in
+`ilql.backups`); `select(returns, cfg) -> mask of dialogues` (the part of them that it learns from); `fields(returns,
+cfg)` (further fields of the model's config); `advise(returns, cfg) -> sentence or None` (what about the scaled returns
+of the dialogues does not suit the options); `prepare(row, note, cfg) -> row` (a row as it reads it: `ilql.control`).
 """
 
-from ilql.algos import awac, bc, cql, filtered_bc, ilql, mc, sarsa
+from ilql.algos import awac, bc, cql, dt, filtered_bc, ilql, mc, q_sft, sarsa
 
-ALGOS = {"bc": bc, "filtered_bc": filtered_bc, "mc": mc, "sarsa": sarsa, "cql": cql, "awac": awac, "ilql": ilql}
+ALGOS = {
+    "bc": bc,
+    "filtered_bc": filtered_bc,
+    "dt": dt,
+    "mc": mc,
+    "sarsa": sarsa,
+    "cql": cql,
+    "awac": awac,
+    "q_sft": q_sft,
+    "ilql": ilql,
+}

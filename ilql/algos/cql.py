@@ -7,6 +7,10 @@ down where the logs say nothing.
     L_V   = u^2 / 2,  u = min_k Qtarget_k(s, a) - V(s)
     L     = L_Q + L_V + cql_weight L_CQL - log pi(a | s)
 
+With `calibrated`, L_CQL has max(Q_k(s, a'), G) in place of Q_k(s, a') under the sum (Cal-QL, Nakamoto et al. 2023).
+G is the dialogue's return to go at s: the penalty pushes no token below what the logs' policy got from there, and
+pushes the logged one up to it at least. A dialogue that was cut off has no G, and its states no floor.
+
 Decision: the paper's policy for discrete actions is the largest Q. Decoding by log pi + beta (Q - V) tends to it,
 within the actor's support, as beta grows, and is the logs' policy at beta 0. No backup reads V: it is the mean of Q
 over the logs' actions, so that scores have an advantage to show; a constant over actions, it changes no policy.
@@ -38,21 +42,25 @@ TAU = 0.5
 @dataclass(frozen=True)
 class Config:
     """gamma: discount a token. cql_weight: of the conservative penalty; without it the maximum believes whatever Q is
-    for tokens that no log has. polyak: the targets' step towards the critics after every optimizer step."""
+    for tokens that no log has. calibrated: push no Q below the return to go of the logs. polyak: the targets' step
+    towards the critics after every optimizer step."""
 
     gamma: float = 0.99
     cql_weight: float = 0.1
+    calibrated: bool = False
     polyak: float = 0.005
 
     def __post_init__(self) -> None:
         limits.share("cql.gamma", self.gamma)
         limits.not_negative("cql.cql_weight", self.cql_weight)
         limits.share("cql.polyak", self.polyak)
+        limits.calibration("cql", self.calibrated, self.cql_weight)
 
 
 def loss(out: Out, batch: Batch, cfg: Config) -> dict[str, Tensor]:
-    # q_lse first: see Out.q
-    penalty = {"cql": cfg.cql_weight * losses.cql(q_lse=out.q_lse, q=out.q)} if cfg.cql_weight else {}
+    # The log-sum-exp first: see Out.q.
+    lse = (out.q_lse_floored if cfg.calibrated else out.q_lse) if cfg.cql_weight else None
+    penalty = {} if lse is None else {"cql": cfg.cql_weight * losses.cql(q_lse=lse, q=out.q)}
     target = td_target(batch.reward, batch.discount, out.q_next)
     return {
         "q": td(out.q, target),

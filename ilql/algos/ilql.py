@@ -7,7 +7,8 @@ that keeps unseen tokens low, and a BC actor that decoding re-weights by beta (Q
     L   = L_Q + L_V + cql_weight sum_k [lse Q_k(s, .) - Q_k(s, a)] - log pi(a | s)
 
 In place of the expectile, V may regress on Q as in extreme Q-learning (`v_loss: gumbel`, Garg et al. 2023) or in sparse
-Q-learning (`v_loss: sparse`, Xu et al. 2023); both too use actions of the logs only.
+Q-learning (`v_loss: sparse`, Xu et al. 2023); both too use actions of the logs only. `calibrated` puts a floor under Q
+in the penalty, as in `ilql.algos.cql`.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ PER_TOKEN = frozenset({"bc"})
 class Config:
     """gamma: discount a token. v_loss: how V regresses on Q. tau: of the expectile. v_temperature: of the other two, in
     units of scaled rewards; towards 0 V becomes the largest Q, above it the mean. gumbel_clip: from where on exp is
-    linear. cql_weight: of the conservative penalty (0 to 1). polyak: the targets' step towards the critics after every
-    optimizer step."""
+    linear. cql_weight: of the conservative penalty (0 to 1). calibrated: push no Q below the return to go of the logs.
+    polyak: the targets' step towards the critics after every optimizer step."""
 
     gamma: float = 0.99
     v_loss: Literal["expectile", "gumbel", "sparse"] = "expectile"
@@ -44,6 +45,7 @@ class Config:
     v_temperature: float = 1.0
     gumbel_clip: float = 7.0
     cql_weight: float = 0.01
+    calibrated: bool = False
     polyak: float = 0.005
 
     def __post_init__(self) -> None:
@@ -53,11 +55,13 @@ class Config:
         limits.positive("ilql.gumbel_clip", self.gumbel_clip)
         limits.not_negative("ilql.cql_weight", self.cql_weight)
         limits.share("ilql.polyak", self.polyak)
+        limits.calibration("ilql", self.calibrated, self.cql_weight)
 
 
 def loss(out: Out, batch: Batch, cfg: Config) -> dict[str, Tensor]:
-    # q_lse first: see Out.q
-    penalty = {"cql": cfg.cql_weight * cql(q_lse=out.q_lse, q=out.q)} if cfg.cql_weight else {}
+    # The log-sum-exp first: see Out.q.
+    lse = (out.q_lse_floored if cfg.calibrated else out.q_lse) if cfg.cql_weight else None
+    penalty = {} if lse is None else {"cql": cfg.cql_weight * cql(q_lse=lse, q=out.q)}
     target = td_target(batch.reward, batch.discount, out.v_next)
     return {
         "q": td(out.q, target),

@@ -29,3 +29,17 @@ def expectile(option: str, value: float) -> None:
     """A number in (0, 1]."""
     if not 0 < value <= 1:
         raise InputError(f"{option} is {value}, but must be in (0, 1]")
+
+
+def finite(option: str, value: float) -> None:
+    """Any finite number."""
+    if not math.isfinite(value):
+        raise InputError(f"{option} is {value}, but must be a finite number")
+
+
+def calibration(section: str, calibrated: bool, weight: float) -> None:
+    """A penalty to calibrate."""
+    if calibrated and not weight:
+        raise InputError(
+            f"{section}.calibrated is true, but {section}.cql_weight is 0: there is no penalty to calibrate"
+        )

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ilql.algos import cql
+from ilql.algos import cql, ilql
+from ilql.types import InputError
 from tests.toys import stats
 
 
@@ -25,3 +26,13 @@ def test_losses_are_those_worked_by_hand():
         "bc": [1, 0.5, 2],
     }
     assert "cql" not in cql.loss(out, batch, cql.Config(cql_weight=0.0))
+
+
+@pytest.mark.parametrize("algo", [cql, ilql])
+def test_a_calibrated_penalty_reads_the_floored_sum(algo):
+    out = stats(q=[[3], [4]], q_lse_floored=[[6], [5]], q_target=[2], v=[1], v_next=[6], q_next=[6], logp=[-1])
+    batch = stats(reward=[1], discount=[0.5])
+    got = algo.loss(out, batch, algo.Config(gamma=0.5, cql_weight=0.5, calibrated=True))
+    assert got["cql"].tolist() == [2]  # half of (6-3)+(5-4)
+    with pytest.raises(InputError, match="no penalty to calibrate"):
+        algo.Config(cql_weight=0.0, calibrated=True)

@@ -21,14 +21,18 @@ from ilql.build import ModelConfig, build
 from ilql.data import Row, collate
 from ilql.learner import Learner
 from ilql.model import ILQLModel
+from tests.toys import model_fields
 
 HERE = Path(__file__).resolve().parent
 STEPS, BATCH, VOCAB = 20, 4, 19
 RATE = 0.05  # of plain gradient descent
-SETTINGS: dict[str, dict[str, Any]] = {"filtered_bc": {"top": 0.5}}
+SETTINGS: dict[str, dict[str, Any]] = {"filtered_bc": {"top": 0.5}, "q_sft": {"low": -3.0, "high": 3.0}}
 # Curves beside those of the algorithms: which algorithm, and its settings.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ilql_gumbel": ("ilql", {"v_loss": "gumbel", "v_temperature": 0.5}),
+    "ilql_calibrated": ("ilql", {"calibrated": True}),
+    "cql_calibrated": ("cql", {"calibrated": True}),
+    "q_sft_dummy": ("q_sft", {"low": -3.0, "high": 3.0, "rest": "dummy"}),
     "ilql_sparse": ("ilql", {"v_loss": "sparse", "v_temperature": 0.5}),
 }
 COMMON: dict[str, Any] = {"gamma": 0.9, "tau": 0.8, "cql_weight": 0.1, "polyak": 0.1}
@@ -41,10 +45,15 @@ def rows() -> list[Row]:
     return [r | {name: np.array(r[name], kind) for name, kind in kinds.items()} for r in stored]
 
 
-def model_of(algo: ModuleType) -> ILQLModel:
+def note(text: str) -> list[int]:
+    """A control text as tokens: one for each letter of its number."""
+    return [3 + ord(letter) % 16 for letter in text.removeprefix("return ")]
+
+
+def model_of(algo: ModuleType, cfg: Any) -> ILQLModel:
     """Two GPT-2 layers in float64, every weight a sine of its place; the targets differ from the critics."""
-    cfg = ModelConfig(layers=2, width=16, heads=2, context=64, dtype="float64")
-    made = build(cfg, vocab_size=VOCAB, bos_id=0, pad_id=1, end_ids=[2], critic=algo.CRITIC)
+    shape = ModelConfig(layers=2, width=16, heads=2, context=64, dtype="float64")
+    made = build(shape, vocab_size=VOCAB, bos_id=0, pad_id=1, end_ids=[2], **model_fields(algo, cfg))
     with torch.no_grad():
         for k, (name, p) in enumerate(sorted(made.named_parameters())):
             place = torch.arange(p.numel(), dtype=torch.float64)
@@ -68,8 +77,10 @@ def curve(name: str) -> list[dict[str, float]]:
     if hasattr(algo, "select"):
         mask = algo.select(np.array([r["reward"].sum() for r in data]), cfg)
         data = [r for r, kept in zip(data, mask, strict=True) if kept]
+    if hasattr(algo, "prepare"):
+        data = [algo.prepare(r, note, cfg) for r in data]
     torch.set_num_threads(1)
-    model = model_of(algo)
+    model = model_of(algo, cfg)
     learner = Learner(model, algo, cfg)
     weights = [p for p in model.parameters() if p.requires_grad]
     out = []
