@@ -27,6 +27,7 @@ from ilql.decode import LMPolicy
 from ilql.model import ILQLModel
 
 BETA, TOP_K, ROWS, NEW = 1.0, 20, 8, 64
+CHECKED = 16  # tokens of each greedy answer that must agree
 CLOSE = 1e-4  # the best two scores of a greedy choice: nearer, rounding may choose
 
 
@@ -80,16 +81,19 @@ class Decoders:
     def check(self) -> None:
         """Raise Disagreement unless greedy answers agree; warms the plain decoders up."""
         ours = self.policy(self.model, greedy=True).complete(self.prompts)
+        count = min(self.new, CHECKED)
         begin = time.perf_counter()
-        theirs = self.trlx.complete(self.prompts, self.new, greedy=True)
-        self.warm[TRLX] = time.perf_counter() - begin
-        same(f"{self.shape.name}, decoding", ours, theirs)
+        theirs = self.trlx.complete(self.prompts, count, greedy=True)
+        self.warm[TRLX] = (time.perf_counter() - begin) * self.new / count
+        same(f"{self.shape.name}, decoding", [row[:count] for row in ours], theirs)
         begin = time.perf_counter()
-        one = self.snell.complete(self.prompts[:1], self.new, greedy=True)
-        self.warm[SNELL] = time.perf_counter() - begin
-        same(f"{self.shape.name}, decoding Snell style", ours[:1], one)
+        one = self.snell.complete(self.prompts[:1], count, greedy=True)
+        self.warm[SNELL] = (time.perf_counter() - begin) * self.new / count
+        same(f"{self.shape.name}, decoding Snell style", [row[:count] for row in ours[:1]], one)
         low = self.policy(self.low, greedy=True).complete(self.prompts)
         alike(f"{self.shape.name}, decoding in bf16", low, ours)
+        if any(len(row) != self.new for row in (*ours, *low)):
+            raise Disagreement(f"{self.shape.name}, decoding: an answer of ours is cut short; nothing was timed")
 
     def runs(self) -> dict[str, Callable[[], object]]:
         """What is timed, ours warmed up; what the first answers took more than the second stands in `first`."""

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+ENOUGH, MORE = 15.0, 3  # seconds that rounds may take in all where there are up to so many times as many as asked
+
 Steps = Mapping[str, Callable[[], object]]
 
 
@@ -40,13 +42,18 @@ def clock(step: Callable[[], object], count: int = 1) -> float:
 def times(steps: Steps, pairs: int, warm: Mapping[str, float], least: float = 0.2) -> dict[str, list[float]]:
     """Seconds of each step in each round. Every round runs all of them, beginning with another one.
 
-    warm: what each took when it was tried; shorter ones are repeated within a round to fill `least` seconds.
+    warm: what each took when it was tried; shorter ones are repeated within a round to fill `least` seconds. Of short
+    rounds there are more, up to three times as many: a passing disturbance weighs more there. One or two pairs are
+    a trial and stay as they are.
     """
+    count = {name: max(1, math.ceil(least / max(warm[name], 1e-4))) for name in steps}
+    fitting = int(ENOUGH / sum(max(least, warm[name]) for name in steps))
+    rounds = pairs if pairs <= 2 else max(pairs, min(MORE * pairs, fitting))
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)
-    for i in range(pairs):
+    for i in range(rounds):
         for name in (*order[i % len(order) :], *order[: i % len(order)]):
-            seconds[name].append(clock(steps[name], max(1, math.ceil(least / max(warm[name], 1e-4)))))
+            seconds[name].append(clock(steps[name], count[name]))
     return seconds
 
 

@@ -38,7 +38,7 @@ def measure(pairs: int, quick: bool = False) -> Section:
     gains: list[Measured] = []
     base = replace(BASE, width=32, layers=2, mean=32) if quick else BASE
     for axis, (field, sizes) in (QUICK if quick else AXES).items():
-        ours = []
+        ours, decisions = [], []
         for size in sizes:
             say(f"scaling: {axis} {size:,}")
             changed: dict[str, Any] = {field: size}
@@ -46,7 +46,8 @@ def measure(pairs: int, quick: bool = False) -> Section:
             seconds = compare(trainers, pairs)
             gains.append(speedup(seconds[FP32], seconds[TRLX]))
             ours.append(spread(seconds[FP32]).value)
-            line = {"growing": axis, "size": f"{size:,}", "decisions": f"{trainers.batch().n:,}"}
+            decisions.append(trainers.batch().n)
+            line = {"growing": axis, "size": f"{size:,}", "decisions": f"{decisions[-1]:,}"}
             line |= {f"{kind}: seconds a step": f"{spread(seconds[kind]).value:.4f}" for kind in (FP32, TRLX)}
             line["times trlx style's speed"] = f"{gains[-1].value:.2f} [{gains[-1].low:.2f}, {gains[-1].high:.2f}]"
             section.rows.append(line)
@@ -54,13 +55,16 @@ def measure(pairs: int, quick: bool = False) -> Section:
             section.figures[f"scaling/{axis}/{size}/{TRLX}"] = spread(seconds[TRLX])
         found = exponent(sizes, ours)
         section.figures[f"scaling/{axis}/exponent"] = Measured(found, found, found)
+        if axis == "T":
+            found = exponent(decisions, ours)
+            section.figures["scaling/decisions/exponent"] = Measured(found, found, found)
     section.figures["scaling/lowest"] = min(gains)
     fits = [axis for axis in AXES if f"scaling/{axis}/exponent" in section.figures]
     shown = ", ".join(f"{axis} {section.figures[f'scaling/{axis}/exponent'].value:.2f}" for axis in fits)
     section.notes.append(
         f"What does not grow: {base.layers} layers, D {base.width}, V {base.vocabulary:,}, {base.dialogues} dialogues "
         f"of {base.mean} tokens, about half of which are decisions. Exponents of our seconds over the size: {shown}; a "
-        "step has fixed costs, so one below 1 says that they still count."
+        "step has fixed costs, so one below 1 says that they still count, and attention grows with the square of T."
     )
     return section
 

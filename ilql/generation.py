@@ -88,25 +88,26 @@ class Generator:
         self.ends = torch.tensor(list(ends), device=model.device)
         self.laid: Laid | None = None
 
-    @torch.no_grad()
     def __call__(
         self, prompts: Sequence[Sequence[int]], rooms: Sequence[int], choice: Choice, noise: Tensor | None = None
     ) -> list[list[int]]:
         """Answers, ends included. rooms: tokens each may have at most; noise: (B, max of rooms), from `uniform`."""
         if choice.beta:
             self.model.check_beta(choice.beta)
-        if self.laid is None or self.laid.stale():
-            self.laid = Laid(self.model)
         if noise is None and choice.temperature is not None:
             noise = uniform(len(prompts), max(rooms))
-        device = self.model.device
-        if self.laid.lean is not None:
-            rows: LeanRows | TrunkRows = LeanRows(self.laid.lean, prompts, max(rooms), self.model.dtype, device)
+        with torch.no_grad():
+            if self.laid is None or self.laid.stale():
+                self.laid = Laid(self.model)
+        laid, device = self.laid, self.model.device
+        if laid.lean is not None:
+            rows: LeanRows | TrunkRows = LeanRows(laid.lean, prompts, max(rooms), self.model.dtype, device)
         else:
             rows = TrunkRows(self.model.lm, prompts, self.pad)
-        with self.laid.trunk:
+        # A trunk of transformers may keep what it computes, and a later gradient could not pass an inference tensor.
+        with torch.inference_mode(laid.lean is not None), torch.no_grad(), laid.trunk:
             drawn = None if noise is None else noise.to(device)
-            return self._loop(self.laid, rows, torch.tensor(rooms, device=device), choice, drawn)
+            return self._loop(laid, rows, torch.tensor(rooms, device=device), choice, drawn)
 
     def _loop(
         self, laid: Laid, rows: LeanRows | TrunkRows, rooms: Tensor, choice: Choice, noise: Tensor | None

@@ -73,8 +73,8 @@ def llama(trunk: Any) -> Lean:
     config = trunk.config
     attention = [b.self_attn for b in trunk.layers]
     width, heads, kv_heads = attention[0].head_dim, config.num_attention_heads, config.num_key_value_heads
-    if _slides(config):
-        raise TypeError("attention in a sliding window")
+    if _slides(config) or getattr(trunk.rotary_emb, "rope_type", "") in ("dynamic", "longrope"):
+        raise TypeError("attention in a sliding window, or rotations that change with the batch")
     blocks = [
         (
             _rms_norm(b.input_layernorm),

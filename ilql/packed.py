@@ -1,9 +1,10 @@
 """Attention within the pieces of a packed batch. Decision: linear layers see one (T, D) matrix without padding, and
 only attention knows where a dialogue ends, through an attention function that transformers' models call by name.
 
-Each segment of the batch (`ilql.prefix`) is a call of its own on views of queries, keys and values, and without a mask
-unless it has ancestors, whose keys are gathered. Short neighbours share a call under a block mask. Nothing is padded,
-and nothing of a piece can reach another piece.
+Segments of the batch (`ilql.prefix`) without ancestors lie beside each other in rectangles, near-equal lengths in one
+call, without a mask: what fills up a shorter one lies in the future of all of its tokens. Branches are calls of their
+own behind their ancestors' gathered keys, short neighbours together under a block mask. Nothing of a piece can reach
+another piece.
 """
 
 from __future__ import annotations
@@ -22,24 +23,45 @@ from ilql.prefix import Segments, paths
 
 NAME = "ilql_packed"
 LONGEST_TABLE = 512  # queries of a call whose scores may be kept for backward
-SHARED = 64  # tokens of short neighbours that share a call
+CALL = 64  # a call costs about what attention among so many tokens does
+SHARED = 64  # tokens of short branches that share a call
 CHUNK = 256  # queries of a branch that share a call: under a mask, what lies above the diagonal costs time too
 
 
-class Call(NamedTuple):
-    """Consecutive queries behind the same ancestors."""
+class Rectangle(NamedTuple):
+    """Segments without ancestors, each a row."""
 
-    lengths: tuple[int, ...]  # of the segments
+    rows: int
+    width: int
+
+    @property
+    def queries(self) -> int:
+        return self.rows * self.width
+
+    def takes(self, length: int) -> bool:
+        """Whether a row for so many tokens is cheaper than another call, and at least half full."""
+        return length <= self.width <= 2 * length and self.width**2 - length**2 <= CALL**2
+
+    def seen(self, window: int | None) -> np.ndarray | None:
+        """Which keys of its row each query sees, (width, width); None where that is all of them up to itself."""
+        if window is None or self.width <= window:
+            return None
+        distance = np.subtract.outer(np.arange(self.width), np.arange(self.width))
+        return (distance >= 0) & (distance < window)
+
+
+class Branches(NamedTuple):
+    """Consecutive segments behind the same ancestors."""
+
+    lengths: tuple[int, ...]
     depth: int  # of ancestors, which are the first keys
 
     @property
     def queries(self) -> int:
         return sum(self.lengths)
 
-    def seen(self, window: int | None) -> np.ndarray | None:
-        """Which keys each query sees, (queries, depth + queries); None where that is all of them up to itself."""
-        if len(self.lengths) == 1 and not self.depth and (window is None or self.queries <= window):
-            return None
+    def seen(self, window: int | None) -> np.ndarray:
+        """Which keys each query sees, (queries, depth + queries)."""
         segment = np.repeat(np.arange(len(self.lengths)), self.lengths)
         place = np.concatenate([np.arange(self.depth, self.depth + n) for n in self.lengths])
         distance = place[:, None] - np.append(np.arange(self.depth), place)
@@ -52,25 +74,15 @@ class Plan:
     """How to attend within the segments of a batch; made once and used by every layer."""
 
     def __init__(self, segments: Segments, device: torch.device | str) -> None:
-        self.calls: list[Call] = []
-        rows: list[np.ndarray] = []
-        neighbour = None
-        for path, length, parent, depth in zip(paths(segments), *segments, strict=True):
-            if neighbour == (parent, depth) and self.calls[-1].queries + length <= SHARED:
-                self.calls[-1] = Call((*self.calls[-1].lengths, length), depth)
-                if depth:
-                    rows[-1] = np.append(rows[-1], path[depth:])
-                continue
-            step = CHUNK if depth else length
-            for begin in range(0, length, step):
-                end = min(length, begin + step)
-                self.calls.append(Call((end - begin,), depth + begin))
-                if depth:
-                    rows.append(path[: depth + end])
-            neighbour = (parent, depth) if length <= SHARED else None
+        rectangles, roots = _rectangles(segments)
+        branches, reach = _branches(segments)
+        self.calls: list[Rectangle | Branches] = [*rectangles, *branches]
         self.sizes = [call.queries for call in self.calls]
-        self.reach = [len(keys) for keys in rows]  # keys of the calls that have ancestors
-        self.rows = torch.from_numpy(np.concatenate(rows)).to(device) if rows else None
+        self.reach = [len(keys) for keys in reach]  # keys of the branches
+        self.rows = torch.from_numpy(np.concatenate(reach)).to(device) if reach else None
+        own = [keys[call.depth :] for call, keys in zip(branches, reach, strict=True)]
+        laid = np.concatenate([*roots, *own])
+        self.layout = None if (laid == np.arange(len(laid))).all() else Layout(laid, device)
         self.device = device
         self._masks: dict[int | None, list[Tensor | None]] = {}
 
@@ -82,14 +94,105 @@ class Plan:
             self._masks[window] = [made[call] for call in self.calls]
         return self._masks[window]
 
+    def split(self, x: Tensor) -> list[Tensor]:
+        """What each call has of queries, keys or values (1, heads, T, d): (rows, heads, width, d)."""
+        parts = (x if self.layout is None else self.layout.lay(x)).split(self.sizes, 2)
+        shapes = [(c.rows, c.width) if isinstance(c, Rectangle) else (1, c.queries) for c in self.calls]
+        return [part[0].unflatten(1, shape).transpose(0, 1) for part, shape in zip(parts, shapes, strict=True)]
+
     def keys(self, x: Tensor) -> list[Tensor]:
-        """What the queries of each call attend to, of keys or values (1, heads, T, d)."""
-        own = x.split(self.sizes, 2)
+        """What the queries of each call attend to, of keys or values, likewise."""
+        own = self.split(x)
         if self.rows is None:
-            return list(own)
-        ours = x[0].transpose(0, 1).index_select(0, self.rows).transpose(0, 1)[None].split(self.reach, 2)
-        gathered = iter(ours)
-        return [next(gathered) if call.depth else part for call, part in zip(self.calls, own, strict=True)]
+            return own
+        reached = x[0].transpose(0, 1).index_select(0, self.rows).transpose(0, 1)[None].split(self.reach, 2)
+        return own[: len(own) - len(self.reach)] + list(reached)
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """The calls' results (rows, heads, width, d) as those of the batch: (1, T, heads, d)."""
+        laid = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in parts])
+        return (laid if self.layout is None else self.layout.take(laid))[None]
+
+
+def _rectangles(segments: Segments) -> tuple[list[Rectangle], list[np.ndarray]]:
+    """Of the segments without ancestors, the longest first; and the rows of the batch in them, -1 for padding."""
+    begins = np.cumsum([0, *segments.lengths])
+    made: list[Rectangle] = []
+    rows: list[np.ndarray] = []
+    roots = [i for i, depth in enumerate(segments.depths) if not depth]
+    for i in sorted(roots, key=lambda i: -segments.lengths[i]):
+        length = segments.lengths[i]
+        if made and made[-1].takes(length):
+            made[-1] = Rectangle(made[-1].rows + 1, made[-1].width)
+        else:
+            made.append(Rectangle(1, length))
+        rows += [np.arange(begins[i], begins[i + 1]), np.full(made[-1].width - length, -1)]
+    return made, rows
+
+
+def _branches(segments: Segments) -> tuple[list[Branches], list[np.ndarray]]:
+    """Of the segments with ancestors; and the rows of the batch that are their keys."""
+    made: list[Branches] = []
+    rows: list[np.ndarray] = []
+    neighbour = None
+    for path, length, parent, depth in zip(paths(segments), *segments, strict=True):
+        if depth and neighbour == (parent, depth) and made[-1].queries + length <= SHARED:
+            made[-1] = Branches((*made[-1].lengths, length), depth)
+            rows[-1] = np.append(rows[-1], path[depth:])
+            continue
+        for begin in range(0, length if depth else 0, CHUNK):
+            end = min(length, begin + CHUNK)
+            made.append(Branches((end - begin,), depth + begin))
+            rows.append(path[: depth + end])
+        neighbour = (parent, depth) if depth and length <= SHARED else None
+    return made, rows
+
+
+class Layout:
+    """The rows of a batch in the order of its calls, with padding. Both ways are gathers, also in backward, where the
+    gradient at padding is 0 or dropped: adding up by index takes several times as long."""
+
+    def __init__(self, laid: np.ndarray, device: torch.device | str) -> None:
+        """laid: the row of the batch at each place, -1 for padding."""
+        real = laid >= 0
+        where = np.empty(int(real.sum()), np.int64)
+        where[laid[real]] = np.flatnonzero(real)
+        self.there = torch.from_numpy(np.where(real, laid, 0)).to(device)
+        self.back = torch.from_numpy(where).to(device)
+        self.real = None if real.all() else torch.from_numpy(real).to(device)[:, None, None]
+
+    def lay(self, x: Tensor) -> Tensor:
+        """(1, heads, T, d) -> (1, heads, places, d)."""
+        return _Lay.apply(x[0].transpose(0, 1), self).transpose(0, 1)[None]
+
+    def take(self, x: Tensor) -> Tensor:
+        """(places, heads, d) -> (T, heads, d)."""
+        return _Take.apply(x, self)
+
+
+class _Lay(torch.autograd.Function):
+    """No query looks at a key of padding, and nothing reads a query of it: their gradients are 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.there)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.index_select(0, ctx.layout.back), None
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.back)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        laid = grad.index_select(0, ctx.layout.there)
+        return laid if ctx.layout.real is None else laid * ctx.layout.real, None
 
 
 def attention(
@@ -110,16 +213,19 @@ def attention(
         raise RuntimeError("packed attention was called without a plan: the trunk dropped the argument `packed_plan`")
     if softcap is not None:
         raise NotImplementedError("this trunk caps its attention logits, which packed training does not support")
-    queries = query.split(packed_plan.sizes, 2)
-    masks = packed_plan.masks(sliding_window)
     attend = _products if _by_products(query, dropout) else _fused
-    triples = zip(queries, packed_plan.keys(key), packed_plan.keys(value), masks, strict=True)
-    parts = [attend(q, k, v, mask, scaling, dropout) for q, k, v, mask in triples]
-    return torch.cat([part.transpose(1, 2) for part in parts], 1), None
+    calls = zip(
+        packed_plan.split(query),
+        packed_plan.keys(key),
+        packed_plan.keys(value),
+        packed_plan.masks(sliding_window),
+        strict=True,
+    )
+    return packed_plan.join([attend(q, k, v, mask, scaling, dropout) for q, k, v, mask in calls]), None
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, dropout: float) -> Tensor:
-    """One call of torch's own attention: (1, heads, L, d) of queries, (1, kv heads, S, d) of keys and values."""
+    """One call of torch's own attention: (B, heads, L, d) of queries, (B, kv heads, S, d) of keys and values."""
     shared = q.shape[1] != k.shape[1]  # grouped queries
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, mask is None, scale=scaling, enable_gqa=shared)
 
@@ -131,7 +237,7 @@ def _by_products(query: Tensor, dropout: float) -> bool:
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, dropout: float) -> Tensor:
-    """The same by products of (heads, L, S), which has to be small enough to be kept; long pieces go the fused way."""
+    """The same by products of (B heads, L, S), small enough to be kept; long pieces go the fused way."""
     if q.shape[2] > LONGEST_TABLE:
         return _fused(q, k, v, mask, scaling, dropout)
     groups = q.shape[1] // k.shape[1]
@@ -143,8 +249,10 @@ def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: flo
     else:
         hidden.masked_fill_(~mask, -torch.inf)
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.baddbmm(hidden, q[0], k[0].transpose(1, 2), alpha=scale)
-    return torch.bmm(scores.softmax(-1), v[0])[None]
+    shape = q.shape[:2]
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(-1), v).unflatten(0, shape)
 
 
 AttentionInterface.register(NAME, attention)

@@ -256,12 +256,15 @@ def test_a_speedup_is_the_ratio_of_medians_with_the_range_of_pairs() -> None:
 def test_every_round_times_all_and_begins_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     steps = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    seconds = pairs.times(steps, 3, dict.fromkeys("abc", 1.0))
+    seconds = pairs.times(steps, 3, dict.fromkeys("abc", 9.0))
     assert "".join(order) == "abcbcacab"
     assert all(len(each) == 3 for each in seconds.values())
     order.clear()
-    pairs.times(steps, 1, {"a": 0.1, "b": 1.0, "c": 0.06}, least=0.2)
+    pairs.times(steps, 1, {"a": 0.1, "b": 2.0, "c": 0.06}, least=0.2)
     assert "".join(order) == "aabcccc"
+    for wanted, warm, rounds in ((2, 0.1, 2), (3, 0.1, 9), (3, 1.0, 5), (3, 9.0, 3)):
+        short = pairs.times(steps, wanted, dict.fromkeys("abc", warm))
+        assert {len(each) for each in short.values()} == {rounds}
 
 
 def test_the_exponent_of_growth() -> None:
@@ -317,7 +320,8 @@ def test_every_figure_of_a_goal_is_measured_by_some_section(tmp_path: Path) -> N
         patch.setattr(memory, "ROWS", 5)
         found = memory.measure()
         patch.setattr(scaling, "compare", lambda *_: {train.FP32: [1.0], train.TRLX: [2.0]})
-        patch.setattr(scaling, "Trainers", lambda *_: train.Trainers(TINY, KINDS))
+        longer = lambda shape, _: train.Trainers(replace(TINY, mean=TINY.mean + shape.mean // 64), KINDS)  # noqa: E731
+        patch.setattr(scaling, "Trainers", longer)
         grown = scaling.measure(1)
         ways = {way: [1.0] for way in (build.OURS, build.TWO, build.ROWS, build.MAP)}
         patch.setattr(build, "compare", lambda *_: (ways, 10))

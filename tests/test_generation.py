@@ -340,3 +340,12 @@ def test_a_trunk_in_training_mode_decodes_as_it_stands():
     model.train()
     assert Laid(model).lean is None
     assert answers(model, PROMPTS, Choice(temperature=None)) == want
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+def test_a_model_trains_on_after_it_decoded(family):
+    model = sharp(family)
+    answers(model, PROMPTS, Choice(2.0, None, support_top_k=4))
+    model.train()
+    model(input_ids=torch.tensor(PROMPTS[:1])).logits.square().sum().backward()
+    assert all(p.grad is not None for p in model.lm.base_model.parameters())

@@ -22,6 +22,7 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     ("gpt2", {"activation_function": "gelu_new", "n_inner": 24}),
     ("llama", {}),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
     ("llama", {**SHARED, "attention_bias": True, "mlp_bias": True, "head_dim": 6}),
     ("mistral", SHARED),
     ("qwen2", SHARED),
@@ -70,8 +71,12 @@ def test_a_family_written_out_is_the_family(family, extra, dtype, tolerance):
     torch.testing.assert_close(run(written, tokens, chosen), want[chosen], rtol=tolerance, atol=tolerance)
 
 
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
+
+
 @pytest.mark.parametrize(
-    ("family", "extra"), [("mistral", {"sliding_window": 8}), ("gpt_neox", {}), ("opt", {}), ("bloom", {})]
+    ("family", "extra"),
+    [("mistral", {"sliding_window": 8}), ("llama", DYNAMIC), ("gpt_neox", {}), ("opt", {}), ("bloom", {})],
 )
 def test_what_is_not_written_out_is_left_alone(family, extra):
     assert lean(make(family, extra).lm) is None

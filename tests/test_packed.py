@@ -21,7 +21,7 @@ FAMILIES = {
     "qwen2": {"num_key_value_heads": 2, "intermediate_size": 64},
     "mistral": {"num_key_value_heads": 2, "intermediate_size": 64, "sliding_window": 5},
 }
-LENGTHS = [5, 9, 3, 60, 8, 70, 17, 6, 1, 5]  # some so short that they share a call
+LENGTHS = [5, 9, 3, 60, 8, 70, 17, 6, 1, 5]
 # A dialogue; four branches off it, by twos at one place, of which one is longer than a call takes; a branch off the
 # first of these and one off the long one; and a piece that shares nothing.
 TREE = Segments([40, 7, 20, 6, 300, 5, 4, 9], [-1, -1, 0, 0, 0, 0, 2, 4], [0, 0, 30, 30, 33, 33, 45, 200])
@@ -69,14 +69,18 @@ def assert_same(a, b, tolerance):
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-def test_short_neighbours_share_a_call_and_long_branches_take_several():
+def test_near_equal_lengths_share_a_rectangle_and_short_branches_a_call():
     plan = packed.Plan(apart(LENGTHS), "cpu")
-    assert [call.lengths for call in plan.calls] == [(5, 9, 3), (60,), (8,), (70,), (17, 6, 1, 5)]
-    assert [mask is None for mask in plan.masks(None)] == [False, True, True, True, False]
+    assert plan.calls == [(2, 70), (2, 17), (4, 8), (1, 3), (1, 1)]
+    assert plan.masks(None) == [None] * 5
+    assert [mask is None for mask in plan.masks(16)] == [False, False, True, True, True]
     assert plan.rows is None, "without branches no key is gathered"
+    # Where attention costs more than a call, only lengths that are nearly equal share one.
+    assert packed.Plan(apart([500, 496, 495, 100, 77, 76, 42]), "cpu").calls == [(2, 500), (1, 495), (2, 100), (2, 76)]
     plan = packed.Plan(TREE, "cpu")
-    assert [(call.lengths, call.depth) for call in plan.calls] == [
-        ((40, 7), 0),
+    assert plan.calls == [
+        (1, 40),
+        (1, 7),
         ((20, 6), 30),
         ((256,), 33),
         ((44,), 289),
@@ -84,6 +88,15 @@ def test_short_neighbours_share_a_call_and_long_branches_take_several():
         ((4,), 45),
         ((9,), 200),
     ]
+
+
+def test_rectangles_in_the_order_of_the_batch_are_views():
+    x = torch.randn(1, 2, 36, 3)
+    plan = packed.Plan(apart([6, 6, 6, 6, 6, 2, 2, 2]), "cpu")
+    parts = plan.split(x)
+    assert [tuple(part.shape) for part in parts] == [(5, 2, 6, 3), (3, 2, 2, 3)]
+    assert all(part.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for part in parts)
+    assert torch.equal(plan.join(parts), x.transpose(1, 2))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -165,7 +178,7 @@ def test_a_call_without_a_plan_fails_loudly():
 @pytest.mark.parametrize("scaling", [None, 0.3])
 def test_attention_by_products_is_the_fused_one(heads, masked, scaling):
     q, k, v = (
-        torch.randn(1, h, 6, 8, dtype=torch.float64, requires_grad=True) for h in (heads[0], *heads[1:], heads[1])
+        torch.randn(3, h, 6, 8, dtype=torch.float64, requires_grad=True) for h in (heads[0], *heads[1:], heads[1])
     )
     mask = torch.rand(6, 6).lt(0.5).fill_diagonal_(True) if masked else None
     results = []

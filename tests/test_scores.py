@@ -93,9 +93,11 @@ def plain_support(row: list[float], top_k: int | None, top_p: float | None) -> l
 @pytest.mark.parametrize(
     ("top_k", "top_p"), [(7, None), (1, None), (70, None), (None, 0.2), (None, 0.93), (40, 0.6), (999, 0.9), (5, 1.0)]
 )
-def test_the_list_of_candidates_is_the_support(step, top_k, top_p):
+@pytest.mark.parametrize("size", [300, 9001], ids=["short", "in blocks"])
+def test_the_list_of_candidates_is_the_support(step, top_k, top_p, size):
     generator = torch.Generator().manual_seed(0)
-    logits = 2 * torch.randn(6, 300, generator=generator, dtype=torch.float64)
+    logits = 2 * torch.randn(6, size, generator=generator, dtype=torch.float64)
+    logits[2, -1] = 9.0  # the likeliest stands behind the last whole block
     logits[0] = 9 * logits[0]  # a sure state beside undecided ones
     if step:
         logits = (logits / step).round() * step
@@ -105,10 +107,10 @@ def test_the_list_of_candidates_is_the_support(step, top_k, top_p):
     assert torch.equal(support(logp, top_k, top_p), want)
     token, inside = candidates(logp, top_k, top_p)
     assert (token.diff(dim=-1) > 0).all(), "ascending, none twice"
-    if not step and top_k is not None and top_k < 300:
+    if not step and top_k is not None and top_k < size:
         assert token.shape == (6, top_k)
     assert inside is None or inside.shape == token.shape
-    table, v = torch.randn(6, 300, generator=generator, dtype=torch.float64), logits[:, 0]
+    table, v = torch.randn(6, size, generator=generator, dtype=torch.float64), logits[:, 0]
 
     def q(t: Tensor | None) -> Tensor:
         return table if t is None else table.gather(-1, t)
