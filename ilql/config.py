@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -80,7 +81,7 @@ class TrainConfig:
         if self.seed >= 2**31:  # generators add a process's number to it, and some take 32 bits
             raise InputError(f"seed is {self.seed}, but must be below 2147483648")
         weights = self.data.weights
-        if weights is not None and (len(weights) != len(self.data.path) or min(weights) <= 0):
+        if weights is not None and (len(weights) != len(self.data.path) or not all(0 < w < math.inf for w in weights)):
             raise InputError("data.weights needs one number above 0 for each folder of data.path")
         if self.data.cache is not None:
             self._check_cache(self.data.cache)

@@ -191,8 +191,10 @@ def _recorded(cfg: EvalConfig) -> dict[str, Any]:
                 manifest = json.loads(path.read_text(encoding="utf-8"))
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}: not valid JSON ({error}); give the arguments by --env-arg") from None
-            if isinstance(manifest, dict) and manifest.get("corpus") == cfg.env:
-                return dict(manifest.get("arguments") or {})
+            others = manifest.get("others") if isinstance(manifest, dict) else None
+            for one in (manifest, *(others if isinstance(others, list) else ())):
+                if isinstance(one, dict) and one.get("corpus") == cfg.env:
+                    return dict(one.get("arguments") or {})
     return {}
 
 

@@ -69,21 +69,22 @@ class Fixed:
 @dataclass
 class Feed:
     """rows (dialogues, or decisions from caches) and their order; validation: the fixed batches of this process;
-    manifest: the first dataset's; digests: of every dataset's and cache's manifest; longest: tokens of the longest
-    piece that a dialogue is read in; fields: what the algorithm adds to the model's config; advice: what about the data
-    does not suit the algorithm's options."""
+    manifests: of the datasets; mixture: what each of several gives to an epoch; digests: of every dataset's and cache's
+    manifest; longest: tokens of the longest piece that a dialogue is read in; fields: what the algorithm adds to the
+    model's config; advice: what about the data does not suit the algorithm's options."""
 
     rows: Picked | Decisions | Dialogues
     order: Order
     collate: Callable[[Any], Batch]
     validation: Iterable[Batch]
     encoder: Encoder
-    manifest: dict[str, Any]
+    manifests: list[dict[str, Any]]
     digests: list[str]
     longest: int
     fields: dict[str, Any] = field(default_factory=dict)
     advice: str | None = None
     caches: list[Cache] = field(default_factory=list)
+    mixture: str | None = None
 
     def check_trunk(self, model: ILQLModel, cfg: TrainConfig) -> None:
         """Refuse caches of another trunk than the model's, which has its weights by now."""
@@ -135,7 +136,8 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     advise, fields = getattr(algo, "advise", None), getattr(algo, "fields", None)
     advice = advise(mix.returns * cfg.data.reward_scale, cfg.hyper) if advise else None
     facts = fields(mix.returns, cfg.hyper) if fields else {}
-    feed = partial(Feed, encoder=encoder, manifest=parts[0].manifest, longest=longest, advice=advice, fields=facts)
+    manifests = [part.manifest for part in parts]
+    feed = partial(Feed, encoder=encoder, manifests=manifests, longest=longest, advice=advice, fields=facts)
     if cfg.data.cache is None:
         fixed = _arrange(cfg, cfg.batch, rows, together, rank, world)
         return feed(**fixed | {"validation": list(fixed["validation"])}, digests=digests)
@@ -176,7 +178,19 @@ def _arrange(
         "order": Order(train.lengths, batching, cfg.seed, rank, world, weight),
         "collate": together,
         "validation": Fixed(rows["validation"], together, which) if which else [],
+        "mixture": _mixture(cfg, train) if len(cfg.data.path) > 1 else None,
     }
+
+
+def _mixture(cfg: TrainConfig, rows: Picked | Decisions | Dialogues) -> str:
+    """What each dataset gives to an epoch on average."""
+    count = len(cfg.data.path)
+    each = np.array(cfg.data.weights or [1.0] * count)
+    sizes = np.bincount(rows.weights(range(count)).astype(int), minlength=count)
+    shares = 100 * sizes * each / (sizes @ each)
+    what = "decisions" if isinstance(rows, Decisions) else "dialogues"
+    said = zip(cfg.data.path, sizes.tolist(), each.tolist(), shares.tolist(), strict=True)
+    return "an epoch: " + ", ".join(f"{path} {n:,} {what} x {w:g} ({s:.1f} %)" for path, n, w, s in said)
 
 
 def open_caches(cfg: TrainConfig) -> list[Cache]:

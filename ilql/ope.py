@@ -26,6 +26,7 @@ from ilql.data import collate, crop, longest_window
 from ilql.decode import LMPolicy, load
 from ilql.learner import check_fits
 from ilql.model import ILQLModel
+from ilql.order import times
 from ilql.report import Interval, bootstrap, table
 from ilql.rows import Mix, Rows
 from ilql.types import InputError
@@ -171,40 +172,77 @@ def last_turn_matches(policy: LMPolicy, rows: Rows | Mix) -> list[bool]:
 
 def report(
     run: str | Path,
-    data: str | Path,
+    data: Sequence[str | Path],
     split: str,
     thresholds: Sequence[float],
     betas: Sequence[float],
     top_k: int | None,
+    weights: Sequence[float] | None = None,
 ) -> str:
-    """Tables about one split of a dataset, for a run (or model) folder."""
-    stored = Rows(data, split)
-    if not len(stored):
-        raise InputError(f"{data} has no dialogue in its {split} split; build it with --validation, or name another")
+    """Tables about one split of datasets, for a run (or model) folder: each by itself, and all together.
+
+    weights: how often the dialogues of each count among all together, as in `DataConfig`.
+    """
     model, encoder = load(run)
-    theirs = Encoder.from_folder(Path(data) / "tokenizer").tokenizer
-    if encoder.tokenizer.get_vocab() != theirs.get_vocab():
-        raise InputError(f"{data} was built with another tokenizer than {run}; build it with --tokenizer {run}/model")
-    stored.check(encoder.vocab_size)
-    rows: Rows | Mix = stored
+    rows = _open(data, split, run, encoder)
     if model.config.control is not None:  # told what came of it
-        tell = partial(control.prepare, note=encoder.note, digits=model.config.control["digits"])
-        rows = Mix([stored], tell)
+        rows = Mix(rows.parts, partial(control.prepare, note=encoder.note, digits=model.config.control["digits"]))
     check_fits(model, max(longest_window(row, model.config.history) for row in rows), encoder.vocab_size)
     turns = read_turns(model, encoder.bos_id, rows)
-    out = []
-    if model.v is not None:
-        out.append(table(judge(turns, thresholds)))
-    groups = [t.group for t in turns]
-    lines = []
+    matches = {}
     for beta in betas:
         policy = LMPolicy(model, encoder, beta=beta, greedy=True, support_top_k=top_k)
-        match = bootstrap([100.0 * m for m in last_turn_matches(policy, rows)], groups=groups)
-        lines.append({"greedy": f"beta {beta:g}", "last turn equals the log's, %": match})
-    out.append(table(lines))
-    nll = bootstrap([t.nll for t in turns], groups=groups)
-    out.append(f"{len(rows)} dialogues; the actor's nll a token, mean over dialogues: {nll} nats")
+        matches[beta] = last_turn_matches(policy, rows)
+    out = []
+    for name, which in _pools(rows, weights):
+        out += [name] if len(data) > 1 else []
+        some = [turns[i] for i in which]
+        groups = [t.group for t in some]
+        if model.v is not None:
+            out.append(table(judge(some, thresholds)))
+        lines = []
+        for beta, match in matches.items():
+            share = bootstrap([100.0 * match[i] for i in which], groups=groups)
+            lines.append({"greedy": f"beta {beta:g}", "last turn equals the log's, %": share})
+        out.append(table(lines))
+        nll = bootstrap([t.nll for t in some], groups=groups)
+        out.append(f"{len(some)} dialogues; the actor's nll a token, mean over dialogues: {nll} nats")
     return "\n\n".join(out)
+
+
+def _open(data: Sequence[str | Path], split: str, run: str | Path, encoder: Encoder) -> Mix:
+    """The dialogues of all datasets. Raises InputError where one of them is not for the run, or they do not go
+    together."""
+    parts = [Rows(folder, split) for folder in data]
+    for part in parts:
+        if not len(part):
+            raise InputError(
+                f"{part.folder} has no dialogue in its {split} split; build it with --validation, or name another"
+            )
+        theirs = Encoder.from_folder(part.folder / "tokenizer").tokenizer
+        if encoder.tokenizer.get_vocab() != theirs.get_vocab():
+            raise InputError(
+                f"{part.folder} was built with another tokenizer than {run}; build it with --tokenizer {run}/model"
+            )
+        part.check(encoder.vocab_size)
+    return Mix(parts)
+
+
+def _pools(rows: Mix, weights: Sequence[float] | None) -> list[tuple[str, list[int]]]:
+    """What tables are about: a name, and the numbers of dialogues, some of them several times."""
+    sizes = [len(part) for part in rows.parts]
+    ends = np.cumsum(sizes).tolist()
+    pools = [
+        (f"{part.folder}:", list(range(end - n, end))) for part, n, end in zip(rows.parts, sizes, ends, strict=True)
+    ]
+    if len(pools) == 1:
+        return pools
+    each = [1.0] * len(pools) if weights is None else list(weights)
+    taken = np.repeat(np.arange(len(rows)), times(np.repeat(each, sizes), np.random.default_rng(0))).tolist()
+    if not taken:
+        raise InputError("--weights leave no dialogue; give larger ones")
+    said = " + ".join(f"{weight:g} x {part.folder}" for weight, part in zip(each, rows.parts, strict=True))
+    return [*pools, (f"all together, {said}:", taken)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -215,7 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="eval.py", description="Judge a trained run by logged dialogues.", allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a model's folder")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR", help="dataset folders")
+    parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="of each folder among all (default: 1)")
     parser.add_argument("--split", default="validation", choices=("train", "validation"))
     parser.add_argument(
         "--threshold", type=float, nargs="+", default=[1.0], help="returns from which a dialogue ends well"
@@ -229,7 +268,10 @@ def _main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if not all(map(math.isfinite, args.threshold)):
         raise InputError(f"--threshold is {args.threshold}, but must be finite numbers")
-    text = report(args.run, args.data, args.split, args.threshold, args.beta, args.support_top_k)
+    weights = args.weights
+    if weights is not None and (len(weights) != len(args.data) or not all(0 < w < math.inf for w in weights)):
+        raise InputError("--weights needs one number above 0 for each folder of --data")
+    text = report(args.run, args.data, args.split, args.threshold, args.beta, args.support_top_k, weights)
     print(text)
     print("\n95 % bootstrap intervals over groups of dialogues")
     return 0

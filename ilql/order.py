@@ -29,6 +29,11 @@ class BatchConfig:
     workers: int = 0
 
 
+def times(weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """How often each row is taken, (rows): weight (rows) times on average, and never a whole time off."""
+    return np.floor(weight + rng.random(len(weight))).astype(int)
+
+
 class Order:
     """Which rows make which batch: a pure function of (seed, epoch), so that a run resumes from two integers.
 
@@ -56,8 +61,7 @@ class Order:
         rng = np.random.default_rng([self.seed, epoch])
         rows = rng.permutation(len(self.lengths))
         if self.weight is not None:
-            times = np.floor(self.weight[rows] + rng.random(len(rows))).astype(int)
-            rows = rng.permutation(np.repeat(rows, times))
+            rows = rng.permutation(np.repeat(rows, times(self.weight[rows], rng)))
         if self.cfg.dialogues is not None:
             size = self.cfg.dialogues
             out: list[Any] = [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -9,7 +9,7 @@ import fcntl
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -81,9 +81,10 @@ def claim(run: Path, known: bool) -> IO[str]:
     return lock
 
 
-def describe(cfg: TrainConfig, manifest: Mapping[str, Any]) -> None:
-    """Write config.yaml and data.json."""
+def describe(cfg: TrainConfig, manifests: Sequence[Mapping[str, Any]]) -> None:
+    """Write config.yaml and data.json: the first dataset's manifest, with those of further ones as `others`."""
     run = Path(cfg.output)
+    manifest = {**manifests[0], **({"others": manifests[1:]} if manifests[1:] else {})}
     checkpoint.write_text(run / "data.json", json.dumps(manifest, indent=1) + "\n")
     checkpoint.write_text(run / "config.yaml", dump(cfg))
 
@@ -114,7 +115,11 @@ def check_environment(recorded: Mapping[str, Any], now: Mapping[str, Any], allow
 
 
 def export(
-    cfg: TrainConfig, model: ILQLModel, tokenizer: Any, manifest: Mapping[str, Any], facts: Mapping[str, Any]
+    cfg: TrainConfig,
+    model: ILQLModel,
+    tokenizer: Any,
+    manifests: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
 ) -> None:
     """Write `model/`: weights, tokenizer and the model card. facts: the metrics to report."""
     final = Path(cfg.output) / "model"
@@ -123,25 +128,29 @@ def export(
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card(cfg, manifest, facts), encoding="utf-8")
+        (temporary / "README.md").write_text(card(cfg, manifests, facts), encoding="utf-8")
         checkpoint.publish(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def card(cfg: TrainConfig, manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def card(cfg: TrainConfig, manifests: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
     """The model card: how to use the model, what it was trained on and how, and what came out."""
     metrics = "\n".join(f"| {name} | {value:.6g} |" for name, value in facts.items())
-    corpus = manifest.get("corpus", "unknown")
-    arguments = json.dumps(manifest.get("arguments", {}), ensure_ascii=False)
+    corpora = [manifest.get("corpus", "unknown") for manifest in manifests]
+    built = "\n".join(
+        f"Corpus `{corpus}` at {manifest['step']} steps, built with "
+        f"`{json.dumps(manifest.get('arguments', {}), ensure_ascii=False)}`."
+        for corpus, manifest in zip(corpora, manifests, strict=True)
+    )
     algo = ALGOS[cfg.algo]
     beta = ", beta=4.0" if algo.CRITIC in ("vocabulary", "likelihood") and algo.scores is not actor else ""
     return f"""---
 library_name: transformers
 tags: [offline-rl, dialogue, {cfg.algo}]
 ---
-# {cfg.algo} on {corpus}
+# {cfg.algo} on {", ".join(dict.fromkeys(corpora))}
 
 A language policy trained by offline reinforcement learning (`{cfg.algo}`) on dialogue logs.
 
@@ -155,7 +164,7 @@ model.generate(**tokenizer("...", return_tensors="pt"){beta})
 
 ## Data
 
-Corpus `{corpus}` at {manifest["step"]} steps, built with `{arguments}`.
+{built}
 
 ## Metrics
 

@@ -74,6 +74,8 @@ def train(cfg: TrainConfig, *, resume: bool = False, allow_inexact: bool = False
     feed = read(cfg, accelerator.process_index, accelerator.num_processes)
     if feed.advice:
         say(accelerator, f"warning: {feed.advice}")
+    if feed.mixture:
+        say(accelerator, feed.mixture)
     set_seed(cfg.seed)
     model = make_model(cfg, feed)
     if cfg.init_from and begins:
@@ -89,7 +91,7 @@ def train(cfg: TrainConfig, *, resume: bool = False, allow_inexact: bool = False
                 run.say(warmstart.load(model, Path(cfg.init_from)))
             feed.check_trunk(model, cfg)
         if accelerator.is_main_process:
-            runfolder.describe(cfg, feed.manifest)
+            runfolder.describe(cfg, feed.manifests)
         run.go()
     finally:
         if lock is not None:
@@ -103,7 +105,7 @@ def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
     encoder = feed.encoder
     if cfg.init_from:
         theirs = warmstart.tokenizer_of(Path(cfg.init_from))
-        if theirs not in (None, feed.manifest["tokenizer"]["sha256"]):
+        if theirs not in (None, feed.manifests[0]["tokenizer"]["sha256"]):
             raise InputError(
                 f"init_from: {cfg.init_from} was trained with another tokenizer than {cfg.data.path[0]} has; "
                 f"build the dataset with --tokenizer {cfg.init_from}/model"
@@ -390,7 +392,7 @@ class Run:
             tensors, _ = checkpoint.load(self.folder / "checkpoints" / f"step-{int(best['step'])}")
             checkpoint.load_model(self.model, tensors["model"])
             reports = dict(best)
-        runfolder.export(self.cfg, self.model, self.feed.encoder.tokenizer, self.feed.manifest, reports)
+        runfolder.export(self.cfg, self.model, self.feed.encoder.tokenizer, self.feed.manifests, reports)
 
 
 def _due(step: int, every: int) -> bool:

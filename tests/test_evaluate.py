@@ -151,9 +151,13 @@ def test_the_datasets_arguments_are_the_environments(run: Path, loads: Any) -> N
 
     loads(lambda folder, **options: walker())
     assert main([str(run), *command, "--env-arg", "mirror=false"]) == 0  # what is given wins
+    others = [{"corpus": "maze", "arguments": {"mirror": False}}]
+    (run / "data.json").write_text(json.dumps({"corpus": "chat", "arguments": arguments, "others": others}))
+    assert main([str(run), *command]) == 0  # of several datasets the one of that name counts
+    assert report(run / "eval" / "maze-4")["settings"]["env_arguments"] == {"mirror": False}
     (run / "data.json").write_text(json.dumps({"corpus": "chat", "arguments": arguments}))
     assert main([str(run), *command]) == 0  # another corpus' arguments mean nothing here
-    assert report(run / "eval" / "maze-4")["settings"]["env_arguments"] == {}
+    assert report(run / "eval" / "maze-5")["settings"]["env_arguments"] == {}
 
 
 @pytest.fixture

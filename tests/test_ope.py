@@ -122,6 +122,37 @@ def test_the_command_prints_tables_and_refuses_what_does_not_fit(run, tmp_path, 
     assert capsys.readouterr().err == "error: unknown option '--thresold': did you mean '--threshold'? (see --help)\n"
 
 
+def test_several_datasets_are_judged_apart_and_together(run, tmp_path, capsys):
+    folder, data = run
+    other = dataset(tmp_path / "other", 5, seed=3, held=0)
+    model, encoder = load(folder)
+    nll = [
+        np.array([t.nll for t in ope.read_turns(model, encoder.bos_id, Rows(one, "train"))]) for one in (data, other)
+    ]
+    command = [str(folder), "--split", "train", "--threshold", "0.5", "--data", str(data), str(other)]
+    assert ope.main([*command, "--weights", "1", "3"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "dialogues; " in line or line.endswith(":")]
+    weighted = (nll[0].sum() + 3 * nll[1].sum()) / (24 + 3 * 5)
+    for name, line, count, mean in (
+        (f"{data}:", said[1], 24, nll[0].mean()),
+        (f"{other}:", said[3], 5, nll[1].mean()),
+        (f"all together, 1 x {data} + 3 x {other}:", said[5], 24 + 15, weighted),
+    ):
+        assert name in said
+        assert line.startswith(f"{count} dialogues; ")
+        assert float(line.split("mean over dialogues: ")[1].split()[0]) == pytest.approx(mean, abs=0.006)
+    for weights in (["1"], ["1", "0"], ["1", "nan"]):
+        assert ope.main([*command, "--weights", *weights]) == 2
+        assert "--weights needs one number above 0 for each folder" in capsys.readouterr().err
+    assert ope.main([*command, "--weights", "1e-9", "1e-9"]) == 2
+    assert "--weights leave no dialogue" in capsys.readouterr().err
+    steps = dataset(tmp_path / "steps", step="utterance")
+    assert ope.main([*command, str(steps)]) == 2
+    assert f"{steps} has another step than {data}" in capsys.readouterr().err
+    assert ope.main([str(folder), "--data", str(data), str(other)]) == 2
+    assert f"{other} has no dialogue in its validation split" in capsys.readouterr().err
+
+
 def test_data_that_the_model_cannot_read_is_refused(run, tmp_path, capsys):
     folder, data = run
     other = tmp_path / "other"
