@@ -1,6 +1,6 @@
-"""Builds a dataset folder. Decision: the main process parses, worker processes encode chunks whose borders depend on
-the input alone, and results are written in the order of the input; so any number of workers gives the same bytes. The
-folder is written beside its final place and appears there whole, or not at all.
+"""Builds a dataset folder. Decision: processes read and encode parts of the input, and the main one says, in the order
+of the input, what becomes of each dialogue and writes; so any number of workers gives the same bytes. The folder is
+written beside its final place and appears there whole, or not at all.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from datasets_prep import CORPORA, split, stats
+from datasets_prep import CORPORA, check, split, stats
 from datasets_prep import tokenizer as tk
-from datasets_prep.check import check
 from datasets_prep.chunks import chunks
 from datasets_prep.columns import Columns
 from datasets_prep.encode import Encoder
 from datasets_prep.layout import MarkLayout, compact, content
 from datasets_prep.rejects import Reject
-from datasets_prep.work import Task, all_done, parts
+from datasets_prep.talks import Talks
+from datasets_prep.work import Source, Task, all_done, calm
 from datasets_prep.write import SplitWriter
 from ilql import schema
 from ilql.types import PARTNER, InputError, Turn
@@ -96,13 +96,7 @@ def _refuse(options: Options) -> None:
 
 
 def _fill(part: Path, options: Options) -> dict[str, Any]:
-    validation = split.parse(options.validation)
-
-    corpus, seed, own = CORPORA[options.corpus], options.seed, options.corpus_options
-
-    def source() -> Iterator[split.Item]:
-        return split.items(corpus, options.inputs, validation, seed, own)
-
+    source = Source(options.corpus, options.seed, options.corpus_options)
     tokenizer = _tokenizer(options, source)
     actions, words = turn_texts(options)
     tk.add_words(tokenizer, words)
@@ -114,10 +108,9 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
     tallies = {name: stats.Tally() for name in schema.SPLITS}
     count, reasons = 0, Counter[str]()
     examples: dict[str, Reject] = {}
-    splitter = split.Splitter(corpus, options.inputs, validation, seed)
+    splitter = _splitter(options)
     task = Task(
-        corpus=options.corpus,
-        corpus_options=own,
+        source=source,
         tokenizer=str(part / "tokenizer"),
         layout=encoder.layout if isinstance(encoder.layout, MarkLayout) else None,
         step=options.step,
@@ -126,8 +119,9 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
         grouped=splitter.grouped,
     )
     action_ids = list(tk.action_tokens(encoder.tokenizer).values())
-    work = splitter.read(lambda paths: parts(corpus, paths, seed, own))
+    work = splitter.read(source.parts)
     with (
+        calm(),
         (part / "rejected.jsonl").open("w", encoding="utf-8", newline="\n") as rejected,
         tqdm(desc="encoding", unit=" dialogues", disable=None) as bar,
     ):
@@ -162,26 +156,40 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
     return manifest
 
 
-def _tokenizer(options: Options, source: Callable[[], Iterator[split.Item]]) -> Any:
+def _splitter(options: Options) -> split.Splitter:
+    corpus, validation = CORPORA[options.corpus], split.parse(options.validation)
+    return split.Splitter(corpus, options.inputs, validation, options.seed)
+
+
+def _tokenizer(options: Options, source: Source) -> Any:
     """The tokenizer that --tokenizer names, trained on the train split where it is to be trained."""
     if not tk.is_trained_kind(options.tokenizer):
         return tk.load(options.tokenizer)
 
     def texts() -> Iterator[str]:
-        for name, episode in tqdm(source(), desc="reading for the tokenizer", unit=" dialogues", disable=None):
-            if name != "train" or isinstance(episode, Reject):
-                continue
-            try:
-                check(episode.turns)
-                found = [content(turn.text, turn.tool_calls) for turn in episode.turns]
-                found += [compact(list(episode.tools))] if episode.tools else []
-                for text in found:
-                    text.encode()
-            except (Reject, UnicodeEncodeError):
-                continue
-            yield from found
+        splitter = _splitter(options)
+        with tqdm(desc="reading for the tokenizer", unit=" dialogues", disable=None) as bar:
+            for name, work in splitter.read(source.parts):
+                talks = source.read(work).talks
+                placed, faults = splitter.place(name, split.look(talks, splitter.grouped)), check.faults(talks)
+                for i, found in enumerate(placed):
+                    if found == "train" and i not in faults:
+                        yield from _said(talks, i)
+                bar.update(len(talks))
+        splitter.close()
 
     return tk.train(options.tokenizer, () if options.tokenizer == "byte" else texts())
+
+
+def _said(talks: Talks, i: int) -> list[str]:
+    """What a tokenizer learns of a dialogue: nothing of one that cannot be written."""
+    at, tools = slice(talks.first[i], talks.first[i + 1]), talks.tools[i]
+    try:
+        said = list(map(content, talks.text[at], talks.calls[at])) + ([compact(list(tools))] if tools else [])
+        "".join(said).encode()
+    except (Reject, UnicodeEncodeError):
+        return []
+    return said
 
 
 def turn_texts(options: Options) -> tuple[list[str], list[str]]:

@@ -18,21 +18,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from datasets_prep import lines, parquet
-from datasets_prep.check import number
+from datasets_prep.check import LARGEST, number
 from datasets_prep.files import PARQUET, beginning, refuse_others, stems
-from datasets_prep.forms import FORMS, Dialogue, Log, Message, Samples, check_columns, logs, tools
+from datasets_prep.forms import FORMS, Dialogue, Log, Message, check_columns, dialogues, read, tools
 from datasets_prep.layout import called
 from datasets_prep.lines import Part
-from datasets_prep.rejects import Placed, Reject
-from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
+from datasets_prep.rejects import Reject
+from datasets_prep.talks import Read, Talks
+from ilql.types import AGENT, PARTNER, Episode, InputError
 
 ROLES = ("system", "user", "assistant", "tool")
-
-
 FIELDS = FORMS[Dialogue][1]
 
 
@@ -43,7 +41,7 @@ def episodes(inputs: list[Path], *, seed: int = 0, agent_role: str = AGENT) -> I
     Raises InputError for a file that cannot be read or holds no line. seed is not used.
     """
     for part in file_parts(inputs):
-        yield from read_part(part, agent_role=agent_role)
+        yield from read_part(part, agent_role=agent_role).items()
 
 
 def file_parts(inputs: list[Path]) -> Iterator[Part]:
@@ -57,83 +55,130 @@ def file_parts(inputs: list[Path]) -> Iterator[Part]:
         yield from lines.parts(path, stem)
 
 
-def read_part(part: Part, *, agent_role: str = AGENT) -> Iterator[Episode | Reject]:
+def read_part(part: Part, *, agent_role: str = AGENT) -> Read:
     """The dialogues of a part of a file."""
-    file = part.path.name
-    for at, line in part.lines():
+    file, numbered = part.path.name, list(part.lines())
+    logs: list[Log] = []
+    places: list[tuple[str, int]] = []
+    where: list[int] = []  # each stands among all that was read
+    rejects: dict[int, Reject] = {}
+    for (line, _), record in zip(numbered, read([text for _, text in numbered]), strict=True):
+        for item in dialogues(record, agent_role):
+            if isinstance(item, Reject):
+                rejects[len(rejects) + len(logs)] = item.of(item.id, (file, line))
+                continue
+            where.append(len(rejects) + len(logs))
+            logs.append(item)
+            places.append((file, line))
+    names = [_name(log, f"{part.stem}-{line}") for log, (_, line) in zip(logs, places, strict=True)]
+    for i in _suspects(logs, agent_role):
         try:
-            for log in logs(line, agent_role):
-                if isinstance(log, Reject):
-                    yield Reject(file, at, log.field, log.reason, log.id)
-                    continue
-                try:
-                    yield _episode(log, (file, at), f"{part.stem}-{at}", agent_role)
-                except Reject as fault:
-                    yield Reject(file, at, fault.field, fault.reason, fault.id)
+            _refuse(logs[i], agent_role)
         except Reject as fault:
-            yield Reject(file, at, fault.field, fault.reason, fault.id)
+            rejects[where[i]] = fault.of(names[i], places[i])
+    kept = [i for i, k in enumerate(where) if k not in rejects]
+    talks = _talks([logs[i] for i in kept], [names[i] for i in kept], [places[i] for i in kept], agent_role)
+    return Read(talks, rejects)
 
 
-def _episode(log: Log, place: tuple[str, int], fallback: str, agent_role: str) -> Episode:
-    record = log.record
-    name = (fallback if record.id is None else str(record.id)) + log.suffix
-    turns = []
+def _name(log: Log, fallback: str) -> str:
+    return (fallback if log.record.id is None else str(log.record.id)) + log.suffix
+
+
+def _suspects(logs: list[Log], agent_role: str) -> list[int]:
+    """The dialogues that `_refuse` may refuse: all that it refuses are among them."""
+    known = {*ROLES, agent_role}
+    odd = {
+        i
+        for i, log in enumerate(logs)
+        for m in log.messages
+        if m.tool_calls
+        or m.content is None
+        or m.role not in known
+        or (m.role != agent_role and (m.reward or m.loss_mask or m.logp is not None))
+    }
+    for i, log in enumerate(logs):
+        last = _last(log, agent_role) if log.reward else None
+        paid = not log.reward or (last is not None and last.loss_mask != 0 and abs(log.reward) <= LARGEST)
+        if not paid or log.tools:
+            odd.add(i)
+    return sorted(odd)
+
+
+def _last(log: Log, agent_role: str) -> Message | None:
+    """The agent's last message, whose is the dialogue's reward."""
+    return next((message for message in reversed(log.messages) if message.role == agent_role), None)
+
+
+def _refuse(log: Log, agent_role: str) -> None:
+    """Raise Reject for the first message at fault, or else for the dialogue's reward or tools."""
     for k, message in enumerate(log.messages):
         try:
-            turns.append(_turn(message, agent_role))
+            _refuse_message(message, agent_role)
         except Reject as fault:
-            raise Reject("", 0, f"{log.place(k)}.{fault.field}", fault.reason, name) from None
+            raise Reject("", 0, f"{log.place(k)}.{fault.field}", fault.reason) from None
     if log.reward:
-        last = max((k for k, turn in enumerate(turns) if turn.role == AGENT), default=None)
+        last = _last(log, agent_role)
         if last is None:
-            raise Reject("", 0, log.paid, "the dialogue has a reward but no message of the agent", name)
-        try:
-            number(log.reward, log.paid)
-        except Reject as fault:
-            raise Reject("", 0, fault.field, fault.reason, name) from None
-        if not turns[last].act:
-            raise Reject("", 0, log.paid, "goes to the last message of the agent, which has loss_mask 0", name)
-        turns[last] = replace(turns[last], reward=turns[last].reward + log.reward)
-    if isinstance(record, Samples):
-        return Placed(name, turns, True, record.meta or {}, file=place[0], line=place[1])
+            raise Reject("", 0, log.paid, "the dialogue has a reward but no message of the agent")
+        number(log.reward, log.paid)
+        if last.loss_mask == 0:
+            raise Reject("", 0, log.paid, "goes to the last message of the agent, which has loss_mask 0")
     try:
-        known = tools(record.tools)
+        tools(log.tools)
     except Reject as fault:
-        raise Reject("", 0, f"tools.{fault.field}".rstrip("."), fault.reason, name) from None
-    return Placed(name, turns, record.terminated, record.meta or {}, known, file=place[0], line=place[1])
+        raise Reject("", 0, f"tools.{fault.field}".rstrip("."), fault.reason) from None
 
 
-def _turn(message: Message, agent_role: str) -> Turn:
+def _refuse_message(message: Message, agent_role: str) -> None:
+    """Raise Reject for a message that no dialogue may have."""
     if message.role not in (*ROLES, agent_role):
         near = difflib.get_close_matches(message.role, (*ROLES, agent_role), 1)
         hint = f"; did you mean {near[0]!r}?" if near else "; --agent-role names the agent's"
         raise Reject(
             "", 0, "role", f"{message.role!r} is none of {', '.join(dict.fromkeys((*ROLES, agent_role)))}{hint}"
         )
-    role = message.role
-    if role == agent_role:
-        role = AGENT
-    elif role == AGENT:
-        role = PARTNER
     if message.content is None and not message.tool_calls:
         raise Reject("", 0, "content", "missing or null, which only a message with tool_calls may have")
-    if message.tool_calls and role != AGENT:
+    if message.role == agent_role:
+        called(message.tool_calls)
+        return
+    if message.tool_calls:
         raise Reject("", 0, "tool_calls", "on a message that is not the agent's")
-    if message.loss_mask and role != AGENT:
+    if message.loss_mask:
         raise Reject("", 0, "loss_mask", "1 on a message that is not the agent's")
-    if message.reward and role != AGENT:
+    if message.reward:
         raise Reject(
             "", 0, "reward", f"on a message of {message.role!r}; only the agent's, {agent_role!r}, may have one"
         )
-    if message.logp is not None and role != AGENT:
+    if message.logp is not None:
         raise Reject("", 0, "logp", "on a message that is not the agent's")
-    return Turn(
+
+
+def _talks(logs: list[Log], names: list[str], places: list[tuple[str, int]], agent_role: str) -> Talks:
+    """Dialogues that nothing is wrong with."""
+    for log in logs:
+        last = _last(log, agent_role) if log.reward else None
+        if last is not None and log.reward is not None:
+            last.reward = (last.reward or 0.0) + log.reward
+    messages = [m for log in logs for m in log.messages]
+    role = [m.role for m in messages]
+    if agent_role != AGENT:
+        swapped = {agent_role: AGENT, AGENT: PARTNER}
+        role = [swapped.get(one, one) for one in role]
+    return Talks(
+        id=names,
+        terminated=[log.terminated is not False for log in logs],
+        meta=[log.record.meta or {} for log in logs],
+        tools=[tools(log.tools) for log in logs],
+        place=places,
+        turns=[len(log.messages) for log in logs],
         role=role,
-        text=message.content or "",
-        reward=message.reward or 0.0,
-        logp=message.logp,
-        act=message.loss_mask != 0,
-        tool_calls=called(message.tool_calls),
-        name=message.name,
-        tool_call_id=message.tool_call_id,
+        text=[m.content or "" for m in messages],
+        reward=[m.reward or 0.0 for m in messages],
+        logp=[m.logp for m in messages],
+        act=[m.loss_mask != 0 for m in messages],
+        calls=[m.tool_calls and called(m.tool_calls) for m in messages],
+        name=[m.name for m in messages],
+        call_id=[m.tool_call_id for m in messages],
     )

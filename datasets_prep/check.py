@@ -24,9 +24,9 @@ def faults(talks: Talks) -> dict[int, Reject]:
     found = {}
     for i in _suspects(talks):
         try:
-            check(talks.episodes[i].turns)
+            check(talks.turns_of(i))
         except Reject as fault:
-            found[i] = fault
+            found[i] = fault.with_traceback(None)  # which would keep this frame, and the frame the fault
     return found
 
 
@@ -40,7 +40,7 @@ def _suspects(talks: Talks) -> list[int]:
     odd = ~(np.abs(reward) <= LARGEST) | ((reward != 0) & ~talks.is_action)
     if not set(talks.role) <= set(tk.ROLES):
         odd |= np.array([role not in tk.ROLES for role in talks.role])
-    odd[[k for k in talks.calling if talks.role[k] != AGENT]] = True
+    odd[[k for k in talks.calling() if talks.role[k] != AGENT]] = True
     acts = np.concatenate(([0], np.cumsum(talks.is_action)))[talks.first]
     silent = np.flatnonzero(acts[1:] == acts[:-1]).tolist()
     return sorted({*silent, *talks.holders(np.flatnonzero(odd))})

@@ -32,23 +32,25 @@ def chunks(all_done: Iterable[tuple[str, Done]], splitter: Splitter) -> Iterator
     """Everything that was done, in runs bounded in number and in text."""
     chunk, characters = Chunk(), 0
     for source, done in all_done:
-        row = -1
+        placed = splitter.place(source, done.seen)
         kept: dict[str, list[int]] = {}
-        for place, item in enumerate(done.items):
+        talk = row = 0
+        for k in range(len(placed) + len(done.rejects)):
             chunk.size += 1
-            if isinstance(item, Reject):
-                chunk.rejects.append(item)
+            if k in done.rejects:
+                chunk.rejects.append(done.rejects[k])
             else:
-                fault = done.faults.get(place)
+                split, fault = placed[talk], done.faults.get(talk)
+                if isinstance(split, Reject):
+                    chunk.rejects.append(split)
+                else:
+                    characters += done.characters[talk]
+                    if fault is None:
+                        kept.setdefault(split, []).append(row)
+                    else:
+                        chunk.rejects.append(fault)
+                talk += 1
                 row += fault is None
-                try:
-                    split = splitter.place(source, item[0])
-                    characters += item[1]
-                    if fault is not None:
-                        raise fault
-                    kept.setdefault(split, []).append(row)
-                except Reject as reject:
-                    chunk.rejects.append(reject)
             if chunk.size >= DIALOGUES or characters >= CHARACTERS:
                 chunk.add(done, kept)
                 yield chunk

@@ -16,6 +16,7 @@ from ilql.schema import SCHEMA
 
 Row = dict[str, Any]
 INT = pa.int32()
+DTYPES = {INT: np.int32, pa.float32(): np.float32}
 # The columns that are lists, and the one that says how long they are.
 SIZES = {"tokens": "size", "turn": "turns", "start": "spans", "end": "spans", "reward": "spans", "logp": "transitions"}
 
@@ -103,9 +104,8 @@ class Columns:
 
     def batch(self) -> pa.RecordBatch:
         """As an Arrow batch of `ilql.schema.SCHEMA`."""
-        columns = {"id": pa.array(self.id, pa.string()), "meta": pa.array(self.meta, pa.string())}
-        columns |= {"terminated": pa.array(self.terminated), "tokens": _lists(self.tokens, self.size)}
-        columns |= {"turn": _lists(self.turn, self.turns)}
+        columns = {"id": _strings(self.id), "meta": _strings(self.meta), "terminated": _bits(self.terminated)}
+        columns |= {"tokens": _lists(self.tokens, self.size), "turn": _lists(self.turn, self.turns)}
         for name, values in (self.flat() | {"logp": self.logps()}).items():
             columns[name] = _lists(values, self.transitions, SCHEMA.field(name).type.value_type)
         return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
@@ -123,10 +123,26 @@ class Columns:
 NAMES = tuple(f.name for f in fields(Columns) if f.name != "step")
 
 
+# Arrow arrays are made of their buffers: `pa.array` first imports pandas, to see whether it was given a part of it.
+def _array(kind: pa.DataType, size: int, buffers: list[Any], **children: Any) -> pa.Array:
+    found = [None if buffer is None else pa.py_buffer(buffer) for buffer in buffers]
+    return pa.Array.from_buffers(kind, size, found, **children)
+
+
 def _lists(values: np.ndarray, size: np.ndarray, kind: pa.DataType = INT) -> pa.ListArray:
     """Lists that lie end to end; NaN becomes null."""
-    missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(1, bool)
-    numbers = pa.array(values.astype(kind.to_pandas_dtype(), copy=False))
-    if missing.any():
-        numbers = pa.array(np.where(missing, 0, values), kind, mask=missing)
-    return pa.ListArray.from_arrays(pa.array(offsets(size), pa.int32()), numbers)
+    bitmap = None
+    if values.dtype.kind == "f" and not (known := ~np.isnan(values)).all():
+        bitmap, values = np.packbits(known, bitorder="little"), np.where(known, values, 0)
+    items = _array(kind, len(values), [bitmap, values.astype(DTYPES[kind], copy=False)])
+    return _array(pa.list_(kind), len(size), [None, offsets(size).astype(np.int32)], children=[items])
+
+
+def _bits(values: np.ndarray) -> pa.BooleanArray:
+    return _array(pa.bool_(), len(values), [None, np.packbits(values, bitorder="little")])
+
+
+def _strings(texts: list[str]) -> pa.StringArray:
+    encoded = [text.encode() for text in texts]
+    size = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    return _array(pa.string(), len(texts), [None, offsets(size).astype(np.int32), b"".join(encoded)])

@@ -60,7 +60,7 @@ class Encoder:
         the last transition bootstraps there; where nothing followed it ends with the agent's last action.
         Raises Reject for a dialogue that is no evidence: see `check`.
         """
-        columns, faults = encode_all(self.layout, [episode], step)
+        columns, faults = encode_all(self.layout, Talks.of([episode]), step)
         for fault in faults.values():
             raise fault
         return columns.row(0)
@@ -107,11 +107,10 @@ def _foreign(tokenizer: Any, actions: dict[str, int]) -> Layout:
     return TemplateLayout(tokenizer, actions)
 
 
-def encode_all(layout: Layout, episodes: Sequence[Episode], step: str) -> tuple[Columns, dict[int, Reject]]:
+def encode_all(layout: Layout, talks: Talks, step: str) -> tuple[Columns, dict[int, Reject]]:
     """All dialogues but those that are no evidence, in order, and what is wrong with these, by their place."""
     if step not in STEPS:
         raise InputError(f"step is {step!r}, not one of {', '.join(STEPS)}")
-    talks = Talks(episodes)
     faults = check.faults(talks)
     places = [i for i in range(len(talks)) if i not in faults]
     if faults:
@@ -121,13 +120,13 @@ def encode_all(layout: Layout, episodes: Sequence[Episode], step: str) -> tuple[
         faults |= {places[k]: fault for k, fault in unlaid.items()}
         kept = [k for k in range(len(talks)) if k not in unlaid]
         places, talks = [places[k] for k in kept], talks.take(kept)
-    meta, unwritten = _metas(talks.episodes)
+    meta, unwritten = _metas(talks)
     logp, unlikely = _logps(talks, sheet, step)
     columns = Columns(
         step=step,
-        id=[episode.id for episode in talks.episodes],
+        id=talks.id,
         meta=meta,
-        terminated=np.array([episode.terminated for episode in talks.episodes], bool),
+        terminated=np.array(talks.terminated, bool),
         **{name: getattr(sheet, name) for name in ("tokens", "size", "turn", "turns", "start", "end", "spans")},
         reward=np.array(talks.reward, np.float64)[talks.is_action],
         logp=logp,
@@ -144,21 +143,20 @@ def open_ended(talks: Talks) -> np.ndarray:
     """Which dialogues (B) were cut off after the agent's last turn was answered, so that they end with its header."""
     acts = np.flatnonzero(talks.is_action)
     last = acts[np.searchsorted(acts, talks.first[1:]) - 1]  # every dialogue has an action
-    cut_off = np.array([not episode.terminated for episode in talks.episodes], bool)
-    return cut_off & (last + 1 < talks.first[1:])
+    return ~np.array(talks.terminated, bool) & (last + 1 < talks.first[1:])
 
 
 _write = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False).encode
 
 
-def _metas(episodes: Sequence[Episode]) -> tuple[list[str], dict[int, Reject]]:
+def _metas(talks: Talks) -> tuple[list[str], dict[int, Reject]]:
     """The column `meta`, and the dialogues whose id or meta cannot be written."""
     texts, faults = [], {}
-    for i, episode in enumerate(episodes):
+    for i, (name, meta) in enumerate(zip(talks.id, talks.meta, strict=True)):
         try:
-            text = _write(episode.meta)
+            text = "{}" if meta == {} else _write(meta)
             text.encode()
-            episode.id.encode()
+            name.encode()
         except (TypeError, ValueError, RecursionError) as error:
             text = ""
             faults[i] = Reject("", 0, "meta", f"id or meta cannot be written as JSON ({type(error).__name__})")
@@ -181,7 +179,7 @@ def _logps(talks: Talks, sheet: Sheet, step: str) -> tuple[np.ndarray | None, di
         try:
             numbers = _token_logp(talks.logp[k], n, field) if step == "token" else _scalar_logp(talks.logp[k], field)
         except Reject as fault:
-            faults.setdefault(i, fault)
+            faults.setdefault(i, fault.with_traceback(None))
         column += numbers
     return np.array(column), faults
 

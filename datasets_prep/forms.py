@@ -6,20 +6,21 @@ they came from, so that what follows, and what it says of a fault, is the same f
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from datasets_prep.records import parse
+from datasets_prep.records import decode, once, parse
 from datasets_prep.rejects import Reject
 from ilql.types import AGENT, PARTNER, InputError
 
 Tools = list[dict[str, Any]] | str  # a text holds the list as JSON, since tables have no column for free objects
 
 
-class Message(msgspec.Struct, forbid_unknown_fields=True):
+class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     role: str
     content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
@@ -30,16 +31,16 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
     tool_call_id: str | None = None
 
 
-class Dialogue(msgspec.Struct, forbid_unknown_fields=True):
+class Dialogue(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     messages: list[Message]
     id: str | int | None = None
     tools: Tools | None = None
     reward: float | None = None
-    terminated: bool = True
+    terminated: bool | UnsetType = UNSET  # is True
     meta: dict[str, Any] | None = None
 
 
-class Completion(msgspec.Struct, forbid_unknown_fields=True):
+class Completion(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """TRL's prompt-completion and unpaired preference records, standard (texts) or conversational (messages)."""
 
     prompt: str | list[Message]
@@ -48,11 +49,11 @@ class Completion(msgspec.Struct, forbid_unknown_fields=True):
     tools: Tools | None = None
     reward: float | None = None
     label: bool | None = None
-    terminated: bool = True
+    terminated: bool | UnsetType = UNSET  # is True
     meta: dict[str, Any] | None = None
 
 
-class Samples(msgspec.Struct, forbid_unknown_fields=True):
+class Samples(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """What `trlx.train(samples=..., rewards=...)` takes: texts, or lists of prompt, output, prompt, output, ..."""
 
     samples: list[str | list[str]]
@@ -61,44 +62,71 @@ class Samples(msgspec.Struct, forbid_unknown_fields=True):
     meta: dict[str, Any] | None = None
 
 
+Record = Dialogue | Completion | Samples
+
+
 class Log(NamedTuple):
     """One dialogue of a line. place: the field where message k stands; paid: the field of the reward; suffix: what
     tells apart the ids of a line's dialogues."""
 
     messages: list[Message]
     place: Callable[[int], str]
-    record: Dialogue | Completion | Samples
+    record: Record
     reward: float | None
     paid: str = "reward"
     suffix: str = ""
+
+    @property
+    def tools(self) -> Tools | None:
+        return None if isinstance(self.record, Samples) else self.record.tools
+
+    @property
+    def terminated(self) -> bool:
+        return isinstance(self.record, Samples) or self.record.terminated is not False
 
 
 class _Keys(msgspec.Struct):
     """Which of these a line has."""
 
-    messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    prompt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    completion: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    samples: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    messages: msgspec.Raw | UnsetType = UNSET
+    prompt: msgspec.Raw | UnsetType = UNSET
+    completion: msgspec.Raw | UnsetType = UNSET
+    samples: msgspec.Raw | UnsetType = UNSET
 
 
-FORMS = {
+FORMS: dict[type[Record], tuple[msgspec.json.Decoder[Any], tuple[str, ...]]] = {
     form: (msgspec.json.Decoder(form), tuple(dict.fromkeys([*form.__struct_fields__, *Message.__struct_fields__])))
     for form in (Dialogue, Completion, Samples)
 }
 _keys = msgspec.json.Decoder(_Keys)
 
 
-def logs(line: bytes, agent_role: str) -> Iterator[Log | Reject]:
-    """The dialogues of a line. Raises Reject for a fault of the line; one of a single sample is yielded."""
-    decoder, known = FORMS[_form(line)]
-    record: Any = parse(decoder, line, known)
+def read(lines: Sequence[bytes]) -> list[Record | Reject]:
+    """The record of each line, or its fault."""
+    found: list[Any] = []
+    for line in lines:
+        try:
+            decoder, known = FORMS[_form(line)]
+            found.append(decode(decoder, line, known))
+        except Reject as fault:
+            found.append(fault.with_traceback(None))
+    return once(found, lines)
+
+
+def dialogues(record: Record | Reject, agent_role: str) -> list[Log | Reject]:
+    """The dialogues of a record, and its faults: its own, or one of a single sample."""
     if isinstance(record, Dialogue):
-        yield Log(record.messages, lambda k: f"messages[{k}]", record, record.reward)
-    elif isinstance(record, Completion):
-        yield _completion(record, agent_role)
-    else:
-        yield from _samples(record, agent_role)
+        return [Log(record.messages, _message, record, record.reward)]
+    try:
+        if isinstance(record, Reject):
+            return [record]
+        return [_completion(record, agent_role)] if isinstance(record, Completion) else _samples(record, agent_role)
+    except Reject as fault:
+        return [fault.with_traceback(None)]
+
+
+def _message(k: int) -> str:
+    return f"messages[{k}]"
 
 
 def check_columns(path: Path, columns: Sequence[str]) -> None:
@@ -119,18 +147,18 @@ def check_columns(path: Path, columns: Sequence[str]) -> None:
             raise InputError(f"{path}: unknown column {name!r}; {hint}")
 
 
-def _form(line: bytes) -> type[Dialogue] | type[Completion] | type[Samples]:
+def _form(line: bytes) -> type[Record]:
     if b'"prompt"' not in line and b'"completion"' not in line and b'"samples"' not in line:
         return Dialogue
     try:
         keys = _keys.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         keys = parse(_keys, line)  # raises: the line is no JSON, so its form's fields are not what is wrong with it
-    if keys.messages is not msgspec.UNSET:
+    if keys.messages is not UNSET:
         return Dialogue
-    if keys.prompt is not msgspec.UNSET or keys.completion is not msgspec.UNSET:
+    if keys.prompt is not UNSET or keys.completion is not UNSET:
         return Completion
-    return Dialogue if keys.samples is msgspec.UNSET else Samples
+    return Dialogue if keys.samples is UNSET else Samples
 
 
 def _partner(agent_role: str) -> str:
@@ -158,7 +186,8 @@ def _completion(record: Completion, agent_role: str) -> Log:
     return Log(messages, places.__getitem__, record, reward, paid)
 
 
-def _samples(record: Samples, agent_role: str) -> Iterator[Log | Reject]:
+def _samples(record: Samples, agent_role: str) -> list[Log | Reject]:
+    found: list[Log | Reject] = []
     if len(record.samples) != len(record.rewards):
         reason = f"{len(record.rewards)} rewards for {len(record.samples)} samples"
         raise Reject("", 0, "rewards", reason, _name(record))
@@ -167,15 +196,16 @@ def _samples(record: Samples, agent_role: str) -> Iterator[Log | Reject]:
         texts = [sample] if isinstance(sample, str) else sample
         if not alone and (not texts or len(texts) % 2):
             reason = f"{len(texts)} texts, not prompt, output, prompt, output and so on"
-            yield Reject("", 0, f"samples[{k}]", reason, _name(record))
+            found.append(Reject("", 0, f"samples[{k}]", reason, _name(record)))
             continue
         roles = (agent_role,) if alone else (_partner(agent_role), agent_role)
         messages = [Message(roles[i % len(roles)], text) for i, text in enumerate(texts)]
         places = [f"samples[{k}]" if alone else f"samples[{k}][{i}]" for i in range(len(texts))]
-        yield Log(messages, places.__getitem__, record, reward, f"rewards[{k}]", f".{k}")
+        found.append(Log(messages, places.__getitem__, record, reward, f"rewards[{k}]", f".{k}"))
+    return found
 
 
-def _name(record: Dialogue | Completion | Samples) -> str | None:
+def _name(record: Record) -> str | None:
     return None if record.id is None else str(record.id)
 
 

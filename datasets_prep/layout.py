@@ -152,7 +152,7 @@ class MarkLayout:
         self._backend.encode_special_tokens = True  # the backend does not write this down itself
 
     def lay(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] | None, header: bool) -> Laid:
-        talks = Talks([Episode("", turns, tools=tools)])
+        talks = Talks.of([Episode("", turns, tools=tools)])
         sheet, faults = self.lay_all(talks, np.array([header]))
         for fault in faults.values():
             raise fault
@@ -162,18 +162,18 @@ class MarkLayout:
 
     def lay_all(self, talks: Talks, header: np.ndarray) -> tuple[Sheet, dict[int, Reject]]:
         """The agent's open turn is its mark; tools are a system turn before all others."""
-        pieces, leads = self._pieces(talks), [self._lead(episode.tools) for episode in talks.episodes]
-        gaps = {i for i, lead in enumerate(leads) if not lead and talks.episodes[i].tools}
-        if b"" in pieces:
-            gaps |= {*talks.holders([k for k, piece in enumerate(pieces) if not piece])}
+        written, leads = self._written(talks), [self._lead(tools) for tools in talks.tools]
+        gaps = {i for i, lead in enumerate(leads) if not lead and talks.tools[i]}
+        if b"" in written:
+            gaps |= {*talks.holders([k for k, turn in enumerate(written) if not turn])}
         if gaps:
             keep = [i for i in range(len(talks)) if i not in gaps]
-            return self.lay_all(talks.take(keep), header[keep])[0], {i: self._why(talks.episodes[i]) for i in gaps}
+            return self.lay_all(talks.take(keep), header[keep])[0], {i: self._why(talks, i) for i in gaps}
         bos, prompt, first = _bytes([self.bos_id]), _bytes([self._marks["assistant"]]), talks.first.tolist()
         laid: list[bytes] = []
         for i, lead in enumerate(leads):
             laid += (bos, lead) if lead else (bos,)
-            laid += pieces[first[i] : first[i + 1]]
+            laid += written[first[i] : first[i + 1]]
             if header[i]:
                 laid.append(prompt)
         led = np.array([bool(lead) for lead in leads], bool)
@@ -186,20 +186,20 @@ class MarkLayout:
     def tidy(self, text: str) -> str:
         return text
 
-    def _pieces(self, talks: Talks) -> list[bytes]:
+    def _written(self, talks: Talks) -> list[bytes]:
         """Every turn's mark, content and end, as the bytes of int32; nothing for one that cannot be written."""
         said = list(talks.text)
-        for k in talks.calling:
+        for k in talks.calling():
             try:
                 said[k] = content(talks.text[k], talks.calls[k])
             except Reject:
                 said[k] = UNWRITABLE
         keys = list(zip(talks.role, said, strict=True))
-        pieces = list(map(self._memo.get, keys, repeat(b"")))
-        if b"" in pieces:
-            made = self._learn(dict.fromkeys(key for key, piece in zip(keys, pieces, strict=True) if not piece))
-            pieces = [piece or made[key] for key, piece in zip(keys, pieces, strict=True)]
-        return pieces
+        written = list(map(self._memo.get, keys, repeat(b"")))
+        if b"" in written:
+            made = self._learn(dict.fromkeys(key for key, turn in zip(keys, written, strict=True) if not turn))
+            written = [turn or made[key] for key, turn in zip(keys, written, strict=True)]
+        return written
 
     def _lead(self, tools: Sequence[dict[str, Any]] | None) -> bytes:
         """The turn of tools; nothing without any, or where it cannot be written."""
@@ -212,7 +212,7 @@ class MarkLayout:
         return self._memo.get(key) or self._learn([key])[key]
 
     def _learn(self, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
-        """The pieces of new turns, each given as its role and content, and remembered."""
+        """New turns, each given as its role and content, written and remembered."""
         single = {text: self._actions.get(text.strip()) for role, text in keys if role == AGENT}
         texts = list(dict.fromkeys(text for role, text in keys if role != AGENT or single[text] is None))
         bodies = dict(zip(texts, self._bodies(texts), strict=True))
@@ -222,7 +222,7 @@ class MarkLayout:
             action = single[text] if role == AGENT else None
             body = _bytes([action]) if action is not None else bodies[text]
             made[role, text] = b"" if body is None else marks[role] + body + (end if action is None else b"")
-        size = sum(len(text) + len(piece) for (_, text), piece in made.items())
+        size = sum(len(text) + len(turn) for (_, text), turn in made.items())
         if len(self._memo) + len(made) > MEMO or self._memo_bytes + size > MEMO_BYTES:
             self._memo.clear()
             self._memo_bytes = 0
@@ -239,21 +239,21 @@ class MarkLayout:
             return [*self._bodies(texts[:half]), *self._bodies(texts[half:])] if half else [None]
         return [_bytes(one.ids) for one in found]
 
-    def _why(self, episode: Episode) -> Reject:
+    def _why(self, talks: Talks, i: int) -> Reject:
         """The first fault of a dialogue that cannot be written."""
         try:
-            for text in _contents(episode):
+            for text in _contents(talks.tools[i], talks.turns_of(i)):
                 if self._bodies([text]) == [None]:
                     return Reject("", 0, "content", "a lone surrogate, which is no Unicode text")
         except Reject as fault:
-            return fault
-        raise AssertionError(f"{episode.id!r} has no fault")
+            return fault.with_traceback(None)
+        raise AssertionError(f"{talks.id[i]!r} has no fault")
 
 
-def _contents(episode: Episode) -> Iterator[str]:
-    if episode.tools:
-        yield compact(list(episode.tools))
-    for turn in episode.turns:
+def _contents(tools: Sequence[dict[str, Any]] | None, turns: Sequence[Turn]) -> Iterator[str]:
+    if tools:
+        yield compact(list(tools))
+    for turn in turns:
         yield content(turn.text, turn.tool_calls)
 
 
@@ -261,15 +261,15 @@ def _bytes(ids: Sequence[int]) -> bytes:
     return array("i", ids).tobytes()
 
 
-def _sheet(laid: list[bytes], pieces: np.ndarray, before: np.ndarray, talks: Talks) -> Sheet:
-    """What the pieces of all dialogues say: pieces (B) of each, before (B) of which stand before its first turn.
+def _sheet(laid: list[bytes], parts: np.ndarray, before: np.ndarray, talks: Talks) -> Sheet:
+    """What all dialogues say in parts: parts (B) of each, before (B) of which stand before its first turn.
 
-    Each dialogue's first piece is BOS, all others are turns.
+    A dialogue's first part is BOS, all others are turns.
     """
     ends = np.cumsum(np.fromiter(map(len, laid), np.int64, len(laid))) // 4
-    at = offsets(pieces)
+    at = offsets(parts)
     size = np.diff(ends[at[1:] - 1], prepend=0)
-    shift = np.repeat(np.cumsum(size) - size, pieces)
+    shift = np.repeat(np.cumsum(size) - size, parts)
     begins, ends = np.append(0, ends[:-1]) - shift, ends - shift
     opens = np.ones(len(laid), bool)
     opens[at[:-1]] = False
@@ -278,4 +278,4 @@ def _sheet(laid: list[bytes], pieces: np.ndarray, before: np.ndarray, talks: Tal
     place = acts + (at[:-1] + before - talks.first[:-1])[owner]
     spans = np.bincount(owner, minlength=len(talks))
     tokens = np.frombuffer(b"".join(laid), np.int32)
-    return Sheet(tokens, size, begins[opens], pieces - 1, begins[place] + 1, ends[place], spans)
+    return Sheet(tokens, size, begins[opens], parts - 1, begins[place] + 1, ends[place], spans)

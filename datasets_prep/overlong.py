@@ -11,7 +11,6 @@ A single action longer than the limit is a reject in every mode.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +19,7 @@ from datasets_prep.columns import Columns
 from datasets_prep.encode import encode_all
 from datasets_prep.layout import Layout
 from datasets_prep.rejects import Reject
+from datasets_prep.talks import Talks
 from ilql.types import Episode, Turn
 
 MODES = ("front", "tail", "reject")
@@ -34,20 +34,20 @@ class Cut:
 
 
 def fit_all(
-    layout: Layout, episodes: Sequence[Episode], step: str, max_length: int | None, mode: str
+    layout: Layout, talks: Talks, step: str, max_length: int | None, mode: str
 ) -> tuple[Columns, dict[int, Reject]]:
     """`encode_all` within max_length tokens a dialogue (None: any number)."""
-    columns, faults = encode_all(layout, episodes, step)
+    columns, faults = encode_all(layout, talks, step)
     if max_length is None or not (columns.size > max_length).any():
         return columns, faults
-    places = [i for i in range(len(episodes)) if i not in faults]
+    places = [i for i in range(len(talks)) if i not in faults]
     shorter: dict[int, tuple[Episode, Cut]] = {}
     for k in np.flatnonzero(columns.size > max_length).tolist():
         try:
-            shorter[k] = _shorten(layout, episodes[places[k]], columns.take([k]), max_length, mode)
+            shorter[k] = _shorten(layout, talks.episode(places[k]), columns.take([k]), max_length, mode)
         except Reject as fault:
-            faults[places[k]] = fault
-    again, none = encode_all(layout, [episode for episode, _ in shorter.values()], step)
+            faults[places[k]] = fault.with_traceback(None)
+    again, none = encode_all(layout, Talks.of([episode for episode, _ in shorter.values()]), step)
     again.cut[:] = [(cut.turns, cut.rewards) for _, cut in shorter.values()] or 0
     moved = {k: len(columns) + n for n, k in enumerate(shorter)}
     order = [moved.get(k, k) for k, i in enumerate(places) if i not in faults]
@@ -67,7 +67,7 @@ def _shorten(layout: Layout, episode: Episode, row: Columns, limit: int, mode: s
 
 
 def _fits(layout: Layout, episode: Episode, step: str, limit: int) -> bool:
-    columns, faults = encode_all(layout, [episode], step)
+    columns, faults = encode_all(layout, Talks.of([episode]), step)
     return not faults and int(columns.size[0]) <= limit  # at fault: a template that wants a user's turn first
 
 

@@ -20,6 +20,12 @@ from datasets_prep.rejects import Reject
 from ilql.types import InputError
 
 T = TypeVar("T")
+NOT_UTF8, TOO_DEEP = "not valid UTF-8", "nested too deeply"
+DEEP = 500  # objects and lists: with more, they may be nested too deeply for one parser and not for another
+
+_encode = msgspec.json.Encoder().encode
+# A space between a name and its colon, or a colon that hides from being counted.
+_unclear = re.compile(rb'"[ \t\r\n]+:|\\u003[aA]').search
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +44,56 @@ class Element:
 
 def parse(decoder: msgspec.json.Decoder[T], data: bytes, known: Sequence[str] = ()) -> T:
     """One record. Raises Reject (field and reason alone). known: names to suggest for an unknown field."""
+    record = decode(decoder, data, known)
+    _refuse_twice(data)
+    return record
+
+
+def decode(decoder: msgspec.json.Decoder[T], data: bytes, known: Sequence[str] = ()) -> T:
+    """As `parse`, but of a field that an object has twice the last counts; see `once`."""
     try:
-        record = decoder.decode(data)
-        json.loads(data, object_pairs_hook=_once, parse_int=str, parse_float=str)  # msgspec takes the last of two
-        return record
-    except _Twice as fault:
-        raise Reject("", 0, str(fault), "given twice in one object; leave one out") from None
+        return decoder.decode(data)
     except msgspec.ValidationError as error:
         raise explain(str(error), known) from None
     except msgspec.DecodeError as error:
         raise _not_finite(data) or Reject("", 0, "", f"not a JSON object on one line ({error})") from None
     except UnicodeDecodeError:
-        raise Reject("", 0, "", "not valid UTF-8") from None
+        raise Reject("", 0, "", NOT_UTF8) from None
     except RecursionError:
-        raise Reject("", 0, "", "nested too deeply") from None
+        raise Reject("", 0, "", TOO_DEEP) from None
+
+
+def once(found: Sequence[T | Reject], lines: Sequence[bytes]) -> list[T | Reject]:
+    """What was decoded of lines, with a Reject for each line that has a field twice."""
+    kept = [k for k, record in enumerate(found) if not isinstance(record, Reject)]
+    checked = list(found)
+    if not surely_once([found[k] for k in kept], [lines[k] for k in kept]):
+        for k in kept:
+            try:
+                if not surely_once([found[k]], [lines[k]]):
+                    _refuse_twice(lines[k])
+            except Reject as fault:
+                checked[k] = fault.with_traceback(None)
+    return checked
+
+
+def surely_once(records: Sequence[Any], lines: Sequence[bytes]) -> bool:
+    """Whether no object of any line has a field twice; False says that it has to be looked at.
+
+    What was read is written again, without the names that were lost. Both texts have as many quotes with a colon behind
+    them as they have names, and strings that begin with a colon; what else there may be inside of strings, a quote with
+    a backslash before it, only the first text may have. So where the numbers are equal, no name was lost.
+    """
+    if any(line.count(b"{") + line.count(b"[") > DEEP for line in lines):
+        return False
+    text = b"".join(lines)
+    if _unclear(text):
+        return False
+    try:
+        again = _encode(records)
+    except (OverflowError, ValueError, TypeError):
+        return False
+    return b'\\":' not in again and text.count(b'":') == again.count(b'":')
 
 
 def elements(path: Path, what: str) -> Iterator[Element]:
@@ -112,6 +154,17 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise _Twice(next(name for k, name in enumerate(names) if name in names[:k]))
     return found
+
+
+def _refuse_twice(data: bytes) -> None:
+    try:
+        json.loads(data, object_pairs_hook=_once, parse_int=str, parse_float=str)  # msgspec takes the last of two
+    except _Twice as fault:
+        raise Reject("", 0, str(fault), "given twice in one object; leave one out") from None
+    except UnicodeDecodeError:  # in a field that the decoder skipped
+        raise Reject("", 0, "", NOT_UTF8) from None
+    except RecursionError:
+        raise Reject("", 0, "", TOO_DEEP) from None
 
 
 def _not_finite(data: bytes) -> Reject | None:

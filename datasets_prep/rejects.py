@@ -29,11 +29,9 @@ class Reject(Exception):
         """The line of `rejected.jsonl`."""
         return {"file": self.file, "line": self.line, "field": self.field, "reason": self.reason, "id": self.id}
 
-    def at(self, episode: Episode) -> Reject:
-        """The same fault, placed in the file where the episode comes from, if the episode knows it."""
-        if self.file or not isinstance(episode, Placed):
-            return Reject(self.file, self.line, self.field, self.reason, self.id or episode.id)
-        return Reject(episode.file, episode.line, self.field, self.reason, episode.id)
+    def of(self, id: str | None, place: tuple[str, int]) -> Reject:
+        """The same fault, of a dialogue and the file and line where that comes from."""
+        return Reject(*place, self.field, self.reason, id)
 
 
 def at(turn: int, field: str) -> str:

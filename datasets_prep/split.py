@@ -14,19 +14,19 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from datasets_prep import files
-from datasets_prep.rejects import Placed, Reject
-from ilql.types import Episode, InputError
+from datasets_prep.rejects import Reject
+from datasets_prep.talks import Talks
+from ilql.types import InputError
 
-Item = tuple[str, Episode | Reject]  # the split, and what stands in it
 T = TypeVar("T")
 
 
-def group(episode: Episode) -> str:
+def group(name: str, meta: dict[str, Any]) -> str:
     """What splits keep together: `meta["group"]`, or else the id without the mark of a side (`42:a`, `42:b`)."""
-    value = episode.meta.get("group")
+    value = meta.get("group")
     if value is not None:  # null, as an export of a table writes it, is no group that all share
         return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-    return re.sub(r":[a-z]$", "", episode.id)
+    return re.sub(r":[a-z]$", "", name)
 
 
 def share(seed: int, key: str) -> float:
@@ -59,21 +59,25 @@ class Seen(NamedTuple):
     """What splitting asks of a dialogue. group: None where nothing is split."""
 
     id: str
-    file: str
-    line: int
-    group: str | None
-    unnamed: bool  # the id only says where the line stood, so that another file may have it for another dialogue
+    place: tuple[str, int]
+    group: str | None = None
+    unnamed: bool = False  # the id only says where the line stood, so another file may have it for another dialogue
 
 
-def look(episode: Episode, grouped: bool) -> Seen:
+def look(talks: Talks, grouped: bool) -> list[Seen]:
     """grouped: whether anything is split."""
-    file, line = (episode.file, episode.line) if isinstance(episode, Placed) else ("", 0)
     if not grouped:
-        return Seen(episode.id, file, line, None, False)
-    stem, _, place = episode.id.rpartition("-")
+        return list(map(Seen, talks.id, talks.place))
+    return [
+        Seen(name, place, group(name, meta), _by_line(name, *place) and meta.get("group") is None)
+        for name, place, meta in zip(talks.id, talks.place, talks.meta, strict=True)
+    ]
+
+
+def _by_line(name: str, file: str, line: int) -> bool:
+    stem, _, place = name.rpartition("-")
     at_line = place.partition(".")[0] == str(line)  # a line may hold several dialogues
-    by_line = at_line and re.fullmatch(rf"{re.escape(files.stem(file))}(\.\d+)?", stem)
-    return Seen(episode.id, file, line, group(episode), bool(by_line) and episode.meta.get("group") is None)
+    return at_line and re.fullmatch(rf"{re.escape(files.stem(file))}(\.\d+)?", stem) is not None
 
 
 class Splitter:
@@ -104,11 +108,18 @@ class Splitter:
     def grouped(self) -> bool:
         return self._validation is not None
 
-    def place(self, source: str, seen: Seen) -> str:
-        """The split of the next dialogue of a source. Raises Reject for an id that the source had before."""
+    def place(self, source: str, talks: list[Seen]) -> list[str | Reject]:
+        """The splits of the next dialogues of a source; a Reject for one with an id that the source had before."""
         known = self._seen.setdefault(source, set())
+        ids = {seen.id for seen in talks}
+        if not self.grouped and len(ids) == len(talks) and known.isdisjoint(ids):
+            known |= ids
+            return [source] * len(talks)
+        return [self._one(source, known, seen) for seen in talks]
+
+    def _one(self, source: str, known: set[str], seen: Seen) -> str | Reject:
         if seen.id in known:
-            raise Reject(seen.file, seen.line, "id", f"{seen.id!r} is the id of an earlier dialogue", seen.id)
+            return Reject(*seen.place, "id", f"{seen.id!r} is the id of an earlier dialogue", seen.id)
         known.add(seen.id)
         if seen.group is None:
             return source
@@ -116,8 +127,9 @@ class Splitter:
             if source == "train":
                 self._trained.add(seen.group)
             elif seen.group in self._trained:
-                reason = "the dialogue, its other side or its group stands in --input too"
-                raise Reject(seen.file, seen.line, "id", reason, seen.id)
+                return Reject(
+                    *seen.place, "id", "the dialogue, its other side or its group stands in --input too", seen.id
+                )
         if isinstance(self._validation, float):
             return "validation" if share(self._seed, seen.group) < self._validation else "train"
         if self._held is not None and seen.group in self._held:
@@ -143,19 +155,3 @@ class Splitter:
                 if name == "train":
                     raise
                 raise InputError(f"--validation {paths[0]} cannot be used: {error}") from None
-
-
-def items(
-    corpus: ModuleType, inputs: list[Path], validation: float | Path | None, seed: int, options: dict[str, Any]
-) -> Iterator[Item]:
-    """Every episode of a corpus with its split; an id that its source had before is a Reject."""
-    splitter = Splitter(corpus, inputs, validation, seed)
-    for name, item in splitter.read(lambda paths: corpus.episodes(paths, seed=seed, **options)):
-        if isinstance(item, Reject):
-            yield name, item
-            continue
-        try:
-            yield splitter.place(name, look(item, splitter.grouped)), item
-        except Reject as fault:
-            yield name, fault
-    splitter.close()

@@ -85,13 +85,14 @@ class TemplateLayout:
     def lay_all(self, talks: Talks, header: np.ndarray) -> tuple[Sheet, dict[int, Reject]]:
         laid: list[Laid] = []
         faults: dict[int, Reject] = {}
-        for i, (episode, opens) in enumerate(zip(talks.episodes, header.tolist(), strict=True)):
+        for i, opens in enumerate(header.tolist()):
+            turns = talks.turns_of(i)
             try:
-                one = self.lay(episode.turns, episode.tools, opens)
+                one = self.lay(turns, talks.tools[i], opens)
             except Reject as fault:
-                faults[i] = fault
+                faults[i] = fault.with_traceback(None)
                 continue
-            if episode.turns[-1].is_action and not opens:  # nobody reads what a template writes behind the last action
+            if turns[-1].is_action and not opens:  # nobody reads what a template writes behind the last action
                 del one.tokens[one.spans[-1][2] :]
             laid.append(one)
         return Sheet.of(laid), faults

@@ -4,6 +4,8 @@ is read by the process that encodes it, and results come back in the order of th
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import multiprocessing
 import os
 from collections import deque
@@ -11,8 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets_prep import CORPORA
 from datasets_prep.columns import Columns
@@ -22,18 +23,52 @@ from datasets_prep.lines import Part
 from datasets_prep.overlong import fit_all
 from datasets_prep.rejects import Reject
 from datasets_prep.split import Seen, look
+from datasets_prep.talks import Read, Talks
 from ilql.types import Episode
 
 Work = Part | list[Episode | Reject]
 DIALOGUES, CHARACTERS = 256, 1_000_000  # of a list of episodes
+OBJECTS = 100_000  # between two visits of the collector of cycles
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus and its options."""
+
+    corpus: str
+    seed: int
+    options: dict[str, Any]
+
+    def parts(self, inputs: list[Path]) -> Iterator[Work]:
+        """The work of reading and encoding: parts of files where the corpus has such, else runs of its episodes."""
+        corpus = CORPORA[self.corpus]
+        if hasattr(corpus, "file_parts"):
+            yield from corpus.file_parts(inputs)
+            return
+        run: list[Episode | Reject] = []
+        size = 0
+        for item in corpus.episodes(inputs, seed=self.seed, **self.options):
+            run.append(item)
+            size += 0 if isinstance(item, Reject) else sum(len(turn.text) for turn in item.turns)
+            if len(run) >= DIALOGUES or size >= CHARACTERS:
+                yield run
+                run, size = [], 0
+        if run:
+            yield run
+
+    def read(self, work: Work) -> Read:
+        """The dialogues of some work."""
+        if isinstance(work, Part):
+            return CORPORA[self.corpus].read_part(work, **self.options)
+        rejects = {k: item for k, item in enumerate(work) if isinstance(item, Reject)}
+        return Read(Talks.of([item for item in work if not isinstance(item, Reject)]), rejects)
 
 
 @dataclass(frozen=True)
 class Task:
     """How work becomes rows. layout: None where the tokenizer in the folder has a chat template of its own."""
 
-    corpus: str
-    corpus_options: dict[str, Any]
+    source: Source
     tokenizer: str
     layout: MarkLayout | None
     step: str
@@ -42,50 +77,23 @@ class Task:
     grouped: bool  # see `split.look`
 
 
-@dataclass(slots=True)
-class Done:
-    """What came of some work. items: in the order of the input a reject, or a dialogue and the number of its
-    characters; faults: what the encoder says against dialogues, by their place in items; rows: all others."""
+class Done(NamedTuple):
+    """What came of some work. seen: its dialogues, and characters (B) of them; rejects: what else it held, by its place
+    among all of it; faults: what the encoder says against dialogues; rows: of all others."""
 
-    items: list[Reject | tuple[Seen, int]]
+    seen: list[Seen]
+    characters: list[int]
+    rejects: dict[int, Reject]
     faults: dict[int, Reject]
     rows: Columns
 
 
-def parts(corpus: ModuleType, inputs: list[Path], seed: int, options: dict[str, Any]) -> Iterator[Work]:
-    """The work of reading and encoding a corpus: parts of its files where it has such, else runs of its episodes."""
-    if hasattr(corpus, "file_parts"):
-        yield from corpus.file_parts(inputs)
-        return
-    run: list[Episode | Reject] = []
-    size = 0
-    for item in corpus.episodes(inputs, seed=seed, **options):
-        run.append(item)
-        size += 0 if isinstance(item, Reject) else _characters(item)
-        if len(run) >= DIALOGUES or size >= CHARACTERS:
-            yield run
-            run, size = [], 0
-    if run:
-        yield run
-
-
 def do(task: Task, layout: Layout, work: Work) -> Done:
     """Read and encode."""
-    items: list[Reject | tuple[Seen, int]] = []
-    episodes, places = [], []
-    for item in CORPORA[task.corpus].read_part(work, **task.corpus_options) if isinstance(work, Part) else work:
-        if isinstance(item, Reject):
-            items.append(item)
-            continue
-        places.append(len(items))
-        episodes.append(item)
-        items.append((look(item, task.grouped), _characters(item)))
-    rows, faults = fit_all(layout, episodes, task.step, task.max_length, task.overlong)
-    return Done(items, {places[i]: fault.at(episodes[i]) for i, fault in faults.items()}, rows)
-
-
-def _characters(episode: Episode) -> int:
-    return sum([len(turn.text) for turn in episode.turns])
+    talks, rejects = task.source.read(work)
+    rows, faults = fit_all(layout, talks, task.step, task.max_length, task.overlong)
+    faults = {i: fault.of(talks.id[i], talks.place[i]) for i, fault in faults.items()}
+    return Done(look(talks, task.grouped), talks.characters().tolist(), rejects, faults, rows)
 
 
 def all_done(task: Task, work: Iterable[tuple[str, Work]], workers: int) -> Iterator[tuple[str, Done]]:
@@ -111,6 +119,20 @@ def all_done(task: Task, work: Iterable[tuple[str, Work]], workers: int) -> Iter
         pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def calm() -> Iterator[None]:
+    """Rows are made of many short-lived lists, which are freed without the collector of cycles; it would go over
+    everything that was ever imported, again and again, and find nothing. So it leaves that alone, and comes seldom."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(OBJECTS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
 def _layout(task: Task) -> Layout:
     return task.layout or Encoder.from_folder(task.tokenizer).layout
 
@@ -122,6 +144,8 @@ def _begin(task: Task) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are what runs in parallel
     _worker = task, _layout(task)
+    gc.freeze()
+    gc.set_threshold(OBJECTS)
 
 
 def _do(work: Work) -> Done:

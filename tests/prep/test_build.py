@@ -15,7 +15,7 @@ import pytest
 
 from datasets_prep import CORPORA, build, chunks, options, split, stats, write
 from datasets_prep.__main__ import main
-from datasets_prep.rejects import Reject
+from datasets_prep.talks import Talks
 from ilql import schema
 from ilql.types import Episode, InputError, Turn
 from tests.prep import tokenizers_for_tests as others
@@ -376,37 +376,39 @@ def test_a_failure_half_way_leaves_nothing(log: Path, tmp_path: Path, monkeypatc
     assert nothing_left(tmp_path, "log.jsonl")
 
 
-def corpus(episodes: list[Episode | Reject], **more: Any) -> Any:
-    def stream(inputs: list[Path], *, seed: int) -> Iterator[Episode | Reject]:
-        yield from episodes
-
-    return SimpleNamespace(episodes=stream, **more)
-
-
 def an(id: str, **meta: Any) -> Episode:
     return Episode(id, [Turn("assistant", "x")], meta=meta)
 
 
+def placed(
+    episodes: list[Episode], validation: float | Path, seed: int, groups: set[str] | None = None
+) -> dict[str, str]:
+    """The split of each dialogue of a corpus, by its id."""
+    named = {} if groups is None else {"groups": lambda path: groups}
+    splitter = split.Splitter(SimpleNamespace(**named), [], validation, seed)  # type: ignore[arg-type]
+    splits = splitter.place("train", split.look(Talks.of(episodes), splitter.grouped))
+    splitter.close()
+    return {episode.id: name for episode, name in zip(episodes, splits, strict=True) if isinstance(name, str)}
+
+
 def test_no_group_is_on_both_sides() -> None:
-    episodes: list[Episode | Reject] = [an(f"d{i}:{side}") for i in range(200) for side in "ab"]
+    episodes = [an(f"d{i}:{side}") for i in range(200) for side in "ab"]
     episodes += [an(f"e{i}", group=i % 50) for i in range(200)]
-    found = {item.id: name for name, item in split.items(corpus(episodes), [], 0.3, 7, {}) if isinstance(item, Episode)}
+    found = placed(episodes, 0.3, 7)
+    assert len(found) == 600
     assert all(found[f"d{i}:a"] == found[f"d{i}:b"] for i in range(200))
     assert all(found[f"e{i}"] == found[f"e{i + 50}"] for i in range(150))
     assert 120 < list(found.values()).count("validation") < 240
-    assert len({split.group(an(f"f{i}", group=None)) for i in range(9)}) == 9
-    backwards = split.items(corpus(episodes[::-1]), [], 0.3, 7, {})
-    assert {item.id: name for name, item in backwards if isinstance(item, Episode)} == found
-    other = split.items(corpus(episodes), [], 0.3, 8, {})
-    assert {item.id: name for name, item in other if isinstance(item, Episode)} != found
+    assert len({split.group(f"f{i}", {"group": None}) for i in range(9)}) == 9
+    assert placed(episodes[::-1], 0.3, 7) == found
+    assert placed(episodes, 0.3, 8) != found
 
 
 def test_a_validation_file_takes_its_groups_out_of_train(tmp_path: Path) -> None:
-    episodes: list[Episode | Reject] = [an("a", group="g"), an("b", group="h"), an("c", group="g")]
-    named = corpus(episodes, groups=lambda path: {"g"})
-    assert [name for name, _ in split.items(named, [], tmp_path, 0, {})] == ["validation", "train", "validation"]
+    episodes = [an("a", group="g"), an("b", group="h"), an("c", group="g")]
+    assert placed(episodes, tmp_path, 0, {"g"}) == {"a": "validation", "b": "train", "c": "validation"}
     with pytest.raises(InputError, match="no dialogue of --input"):
-        list(split.items(corpus(episodes, groups=lambda path: {"z"}), [], tmp_path, 0, {}))
+        placed(episodes, tmp_path, 0, {"z"})
 
 
 def test_a_dialogue_of_train_is_no_validation_of_a_file(tmp_path: Path) -> None:

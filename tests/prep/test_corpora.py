@@ -57,7 +57,7 @@ def test_the_same_input_gives_the_same_episodes_and_each_becomes_rows(name: str,
         assert isinstance(episode, Episode), episode
         ids.add(episode.id)
         assert json.dumps(episode.meta)
-        assert group(episode)
+        assert group(episode.id, episode.meta)
         assert math.isfinite(episode.total_reward)
         assert all(turn.is_action or not turn.reward for turn in episode.turns)
         for step in ("token", "utterance"):

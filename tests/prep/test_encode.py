@@ -14,6 +14,7 @@ from datasets_prep.encode import Encoder, encode_all
 from datasets_prep.overlong import Cut, fit_all
 from datasets_prep.rejects import Reject
 from datasets_prep.stats import Tally
+from datasets_prep.talks import Talks
 from ilql.data import collate, crop
 from ilql.schema import check_row
 from ilql.types import Episode, InputError, Turn
@@ -176,7 +177,7 @@ def test_step_sizes_agree(encoder: Encoder) -> None:
     spans = zip(by_turn["start"], by_turn["end"], strict=True)
     assert by_token["start"] == [t for s, e in spans for t in range(s, e)]
     tally = Tally()
-    tally.add(encode_all(encoder.layout, [Episode("x", DIALOGUE)], "token")[0], None, [])
+    tally.add(encode_all(encoder.layout, Talks.of([Episode("x", DIALOGUE)]), "token")[0], None, [])
     assert tally.rewards.tolist() == by_turn["reward"]
 
 
@@ -398,7 +399,7 @@ def test_unknown_step(byte: Encoder) -> None:
 
 
 def fit(encoder: Encoder, episode: Episode, step: str, limit: int, mode: str) -> tuple[Any, Cut]:
-    columns, faults = fit_all(encoder.layout, [episode], step, limit, mode)
+    columns, faults = fit_all(encoder.layout, Talks.of([episode]), step, limit, mode)
     for fault in faults.values():
         raise fault
     return columns.row(0), Cut(*columns.cut[0].tolist())

@@ -12,6 +12,7 @@ from datasets_prep import chat, split
 from datasets_prep.encode import Encoder
 from datasets_prep.layout import called
 from datasets_prep.rejects import Reject
+from datasets_prep.work import Source
 from ilql.types import Episode, InputError, Turn
 from tests.prep import tokenizers_for_tests as others
 
@@ -94,8 +95,12 @@ def test_samples_of_a_line_without_an_id_are_no_dialogues_of_another_file(tmp_pa
     paths[1].parent.mkdir()
     for path in paths:
         path.write_text('{"samples": ["a", "b"], "rewards": [1, 0]}\n')
-    found = list(split.items(chat, paths[:1], paths[1], 0, {}))
-    assert [(name, item.id) for name, item in found if isinstance(item, Episode)] == [
+    source, splitter = Source("chat", 0, {}), split.Splitter(chat, paths[:1], paths[1], 0)
+    found: list[tuple[str | Reject, str]] = []
+    for name, work in splitter.read(source.parts):
+        talks = source.read(work).talks
+        found += zip(splitter.place(name, split.look(talks, splitter.grouped)), talks.id, strict=True)
+    assert found == [
         *(("train", "log-1.0"), ("train", "log-1.1"), ("validation", "log-1.0"), ("validation", "log-1.1"))
     ]
 
