@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from datasets_prep import tokenizer as tk
+from datasets_prep.pieces import splitter
 from datasets_prep.rejects import Reject
 from datasets_prep.talks import Talks, offsets
 from ilql.types import AGENT, Episode, Turn
@@ -137,6 +138,7 @@ class MarkLayout:
         ids = tokenizer.backend_tokenizer.token_to_id
         self._backend = tk.backend_without(tokenizer, actions.values())
         self._backend.encode_special_tokens = True
+        self._by_piece = splitter(self._backend)
         self._actions = actions
         self._marks = {role: ids(mark) for role, mark in tk.MARKS.items()}
         self._memo: dict[tuple[str, str], bytes] = {}
@@ -145,11 +147,12 @@ class MarkLayout:
         self.stop_ids: list[int] = [ids(tk.END)]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_memo": {}, "_memo_bytes": 0}
+        return self.__dict__ | {"_memo": {}, "_memo_bytes": 0, "_by_piece": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self._backend.encode_special_tokens = True  # the backend does not write this down itself
+        self._by_piece = splitter(self._backend)
 
     def lay(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] | None, header: bool) -> Laid:
         talks = Talks.of([Episode("", turns, tools=tools)])
@@ -215,7 +218,9 @@ class MarkLayout:
         """New turns, each given as its role and content, written and remembered."""
         single = {text: self._actions.get(text.strip()) for role, text in keys if role == AGENT}
         texts = list(dict.fromkeys(text for role, text in keys if role != AGENT or single[text] is None))
-        bodies = dict(zip(texts, self._bodies(texts), strict=True))
+        bodies: dict[str, bytes | None] = dict(self._by_piece(texts)) if self._by_piece else {}
+        rest = [text for text in texts if text not in bodies]
+        bodies |= zip(rest, self._bodies(rest), strict=True)
         marks, end = {role: _bytes([i]) for role, i in self._marks.items()}, _bytes(self.stop_ids)
         made = {}
         for role, text in keys:

@@ -9,7 +9,18 @@ ROOT = Path(__file__).resolve().parents[1]
 # The rooms that turn text into tokens, at building and at decoding alike.
 ENCODE = tuple(
     f"datasets_prep.{name}"
-    for name in ("rejects", "talks", "tokenizer", "check", "layout", "template", "columns", "encode", "overlong")
+    for name in (
+        "rejects",
+        "talks",
+        "tokenizer",
+        "check",
+        "pieces",
+        "layout",
+        "template",
+        "columns",
+        "encode",
+        "overlong",
+    )
 )
 # Bottom first. A name stands for the module or package and all inside it, unless a longer name is listed too.
 ORDER = (
