@@ -11,12 +11,14 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ilql.types import InputError
+
+if TYPE_CHECKING:  # importing it takes seconds, which a worker that only writes tokens does not have to wait
+    from transformers import PreTrainedTokenizerFast
 
 BOS, PAD, UNK, END = "<|bos|>", "<|pad|>", "<|unk|>", "<|end|>"
 ROLES = ("system", "user", "assistant", "tool")
@@ -67,6 +69,8 @@ def train(kind: str, texts: Iterable[str]) -> PreTrainedTokenizerFast:
     makers = {"word": _word, "byte": _byte, "bpe": _bpe}
     if name not in makers:
         raise InputError(f"--tokenizer {kind!r} is not word, word:SIZE, byte or bpe:SIZE")
+    from transformers import PreTrainedTokenizerFast
+
     backend = makers[name](texts, specials, size)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -131,6 +135,8 @@ def load(name: str) -> Any:
     One without a chat template gets our turn marks as added special tokens, so a plain language model can be used; its
     trunk is then resized to the larger vocabulary. Raises InputError where it cannot be loaded.
     """
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RecursionError) as error:
