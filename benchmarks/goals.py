@@ -95,7 +95,14 @@ GOALS = (
         tuple(f"cache/third/{b}" for b in BEST),
         12,
     ),
-    Goal("any size of the table of growth", "trlx style", "never below 1x", ("scaling/lowest",), 1),
+    Goal(
+        "any size of the table of growth",
+        "trlx style",
+        "never below 1x",
+        tuple(f"scaling/lowest/{b}" for b in BEST),
+        1,
+        beside=(("fp32", "scaling/lowest/fp32"),),
+    ),
     Goal(
         "memory above weights, gradients, optimizer and interpreter, 4 x 768, V 50,257",
         "trlx style",

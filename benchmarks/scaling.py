@@ -1,5 +1,5 @@
-"""Growth: seconds a step, ours and trlx style in float32, as one of dialogues, T, V and D grows. Decision: dialogues of
-equal length, so that no padding is saved: the case that suits us least.
+"""Growth: seconds a step, ours and trlx style, as one of dialogues, T, V and D grows. Decision: dialogues of equal
+length, so that no padding is saved: the case that suits us least.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.pairs import Measured, say, speedup, spread
 from benchmarks.report import Section
 from benchmarks.shapes import Shape
-from benchmarks.train import FP32, TRLX, Trainers, compare
+from benchmarks.train import BF16, FP32, TRLX, Trainers, compare
 
 BASE = Shape("growth", 4, 128, 4, 2_000, 16, mean=128, spread=None)
 AXES: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -35,35 +35,36 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 def measure(pairs: int, quick: bool = False) -> Section:
     """The table; its figures are the lowest ratio of all and the exponents."""
     section = Section("scaling", "Growth")
-    gains: list[Measured] = []
+    gains: dict[str, list[Measured]] = {FP32: [], BF16: []}
     base = replace(BASE, width=32, layers=2, mean=32) if quick else BASE
     for axis, (field, sizes) in (QUICK if quick else AXES).items():
         ours, decisions = [], []
         for size in sizes:
             say(f"scaling: {axis} {size:,}")
             changed: dict[str, Any] = {field: size}
-            trainers = Trainers(replace(base, **changed), (FP32, TRLX))
+            trainers = Trainers(replace(base, **changed), (FP32, BF16, TRLX))
             seconds = compare(trainers, pairs)
-            gains.append(speedup(seconds[FP32], seconds[TRLX]))
             ours.append(spread(seconds[FP32]).value)
             decisions.append(trainers.batch().n)
             line = {"growing": axis, "size": f"{size:,}", "decisions": f"{decisions[-1]:,}"}
-            line |= {f"{kind}: seconds a step": f"{spread(seconds[kind]).value:.4f}" for kind in (FP32, TRLX)}
-            line["times trlx style's speed"] = f"{gains[-1].value:.2f} [{gains[-1].low:.2f}, {gains[-1].high:.2f}]"
+            line |= {f"{kind}: seconds a step": f"{spread(seconds[kind]).value:.4f}" for kind in (FP32, BF16, TRLX)}
+            for kind, each in gains.items():
+                each.append(speedup(seconds[kind], seconds[TRLX]))
+                line[f"times trlx style's speed, {kind[-4:]}"] = "{:.2f} [{:.2f}, {:.2f}]".format(*each[-1])
             section.rows.append(line)
-            section.figures[f"scaling/{axis}/{size}/{FP32}"] = spread(seconds[FP32])
-            section.figures[f"scaling/{axis}/{size}/{TRLX}"] = spread(seconds[TRLX])
+            for kind in (FP32, BF16, TRLX):
+                section.figures[f"scaling/{axis}/{size}/{kind}"] = spread(seconds[kind])
         found = exponent(sizes, ours)
         section.figures[f"scaling/{axis}/exponent"] = Measured(found, found, found)
         if axis == "T":
             found = exponent(decisions, ours)
             section.figures["scaling/decisions/exponent"] = Measured(found, found, found)
-    section.figures["scaling/lowest"] = min(gains)
+    section.figures |= {f"scaling/lowest/{kind[-4:]}": min(each) for kind, each in gains.items()}
     fits = [axis for axis in AXES if f"scaling/{axis}/exponent" in section.figures]
     shown = ", ".join(f"{axis} {section.figures[f'scaling/{axis}/exponent'].value:.2f}" for axis in fits)
     section.notes.append(
         f"What does not grow: {base.layers} layers, D {base.width}, V {base.vocabulary:,}, {base.dialogues} dialogues "
-        f"of {base.mean} tokens, about half of which are decisions. Exponents of our seconds over the size: {shown}; a "
+        f"of {base.mean} tokens, about half of which are decisions. Exponents of our fp32 over the size: {shown}; a "
         "step has fixed costs, so one below 1 says that they still count, and attention grows with the square of T."
     )
     return section
@@ -78,7 +79,7 @@ def plot(section: Section, path: Path) -> None:
 
     figure, panels = pyplot.subplots(1, len(AXES), figsize=(10, 2.6), sharey=True, layout="constrained")
     for panel, (axis, (_, sizes)) in zip(panels, AXES.items(), strict=True):
-        for kind, mark in ((FP32, "o-"), (TRLX, "s--")):
+        for kind, mark in ((FP32, "o-"), (BF16, "^-"), (TRLX, "s--")):
             found = [section.figures[f"scaling/{axis}/{size}/{kind}"] for size in sizes]
             panel.plot(sizes, [f.value for f in found], mark, label=kind, markersize=3, linewidth=1)
             panel.fill_between(sizes, [f.low for f in found], [f.high for f in found], alpha=0.2)

@@ -319,7 +319,7 @@ def test_every_figure_of_a_goal_is_measured_by_some_section(tmp_path: Path) -> N
         patch.setattr(memory, "write", lambda *_: 1)
         patch.setattr(memory, "ROWS", 5)
         found = memory.measure()
-        patch.setattr(scaling, "compare", lambda *_: {train.FP32: [1.0], train.TRLX: [2.0]})
+        patch.setattr(scaling, "compare", lambda *_: {train.FP32: [1.0], train.BF16: [1.0], train.TRLX: [2.0]})
         longer = lambda shape, _: train.Trainers(replace(TINY, mean=TINY.mean + shape.mean // 64), KINDS)  # noqa: E731
         patch.setattr(scaling, "Trainers", longer)
         grown = scaling.measure(1)
@@ -391,7 +391,7 @@ def test_the_growth_is_drawn(tmp_path: Path) -> None:
     section = Section("scaling", "Growth")
     for axis, (_, sizes) in scaling.AXES.items():
         for size in sizes:
-            for kind in (train.FP32, train.TRLX):
+            for kind in (train.FP32, train.BF16, train.TRLX):
                 section.figures[f"scaling/{axis}/{size}/{kind}"] = Measured(size, 0.9 * size, 1.1 * size)
     scaling.plot(section, tmp_path / "plot.png")
     assert 5_000 < (tmp_path / "plot.png").stat().st_size < 100_000
