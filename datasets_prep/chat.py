@@ -17,8 +17,11 @@ no dialogue. A file may be compressed by gzip or zstd, or be Parquet, whatever i
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
+from msgspec.structs import astuple
 
 from datasets_prep import lines, parquet
 from datasets_prep.check import LARGEST, number
@@ -27,7 +30,7 @@ from datasets_prep.forms import FORMS, Dialogue, Log, Message, check_columns, di
 from datasets_prep.layout import called
 from datasets_prep.lines import Part
 from datasets_prep.rejects import Reject
-from datasets_prep.talks import Read, Talks
+from datasets_prep.talks import Read, Talks, offsets
 from ilql.types import AGENT, PARTNER, Episode, InputError
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -71,43 +74,58 @@ def read_part(part: Part, *, agent_role: str = AGENT) -> Read:
             logs.append(item)
             places.append((file, line))
     names = [_name(log, f"{part.stem}-{line}") for log, (_, line) in zip(logs, places, strict=True)]
-    for i in _suspects(logs, agent_role):
+    said = Said(logs, agent_role)
+    for i in _suspects(logs, said, agent_role):
         try:
             _refuse(logs[i], agent_role)
         except Reject as fault:
             rejects[where[i]] = fault.of(names[i], places[i])
     kept = [i for i, k in enumerate(where) if k not in rejects]
-    talks = _talks([logs[i] for i in kept], [names[i] for i in kept], [places[i] for i in kept], agent_role)
-    return Read(talks, rejects)
+    if len(kept) < len(logs):
+        logs, names, places = [logs[i] for i in kept], [names[i] for i in kept], [places[i] for i in kept]
+        said = Said(logs, agent_role)
+    return Read(_talks(logs, said, names, places, agent_role), rejects)
 
 
 def _name(log: Log, fallback: str) -> str:
     return (fallback if log.record.id is None else str(log.record.id)) + log.suffix
 
 
-def _suspects(logs: list[Log], agent_role: str) -> list[int]:
+class Said:
+    """The messages (n) of dialogues (B) as columns, None where a message has no such field.
+
+    agents (n): which are the agent's; turns (B): how many a dialogue has; last (B): its agent's last one, -1 for none.
+    """
+
+    def __init__(self, logs: Sequence[Log], agent_role: str) -> None:
+        columns = list(zip(*map(astuple, [message for log in logs for message in log.messages]), strict=True))
+        self.role, self.content, self.calls, self.reward, self.mask, self.logp, self.name, self.call_id = columns or [
+            ()
+        ] * len(Message.__struct_fields__)
+        self.agents = np.array([role == agent_role for role in self.role], bool)
+        self.turns = [len(log.messages) for log in logs]
+        first, acts = offsets(self.turns), np.flatnonzero(self.agents)
+        last = np.append(-1, acts)[np.searchsorted(acts, first[1:])]
+        self.last: list[int] = np.where(last >= first[:-1], last, -1).tolist()
+
+
+def _suspects(logs: list[Log], said: Said, agent_role: str) -> list[int]:
     """The dialogues that `_refuse` may refuse: all that it refuses are among them."""
-    known = {*ROLES, agent_role}
-    odd = {
-        i
-        for i, log in enumerate(logs)
-        for m in log.messages
-        if m.tool_calls
-        or m.content is None
-        or m.role not in known
-        or (m.role != agent_role and (m.reward or m.loss_mask or m.logp is not None))
-    }
-    for i, log in enumerate(logs):
-        last = _last(log, agent_role) if log.reward else None
-        paid = not log.reward or (last is not None and last.loss_mask != 0 and abs(log.reward) <= LARGEST)
-        if not paid or log.tools:
-            odd.add(i)
-    return sorted(odd)
-
-
-def _last(log: Log, agent_role: str) -> Message | None:
-    """The agent's last message, whose is the dialogue's reward."""
-    return next((message for message in reversed(log.messages) if message.role == agent_role), None)
+    odd: list[int] = []
+    if not {*ROLES, agent_role}.issuperset(said.role):
+        odd += [k for k, role in enumerate(said.role) if role not in (*ROLES, agent_role)]
+    if not all(said.content):
+        odd += [k for k, content in enumerate(said.content) if content is None]
+    if any(said.calls):
+        odd += [k for k, calls in enumerate(said.calls) if calls]
+    for column in (said.reward, said.mask, said.logp):
+        if column.count(None) < len(column):
+            odd += [k for k in np.flatnonzero(~said.agents).tolist() if column[k] is not None]
+    found = set((np.searchsorted(offsets(said.turns), odd, side="right") - 1).tolist())
+    for i, (log, last) in enumerate(zip(logs, said.last, strict=True)):
+        if (log.reward and (last < 0 or said.mask[last] == 0 or not abs(log.reward) <= LARGEST)) or log.tools:
+            found.add(i)
+    return sorted(found)
 
 
 def _refuse(log: Log, agent_role: str) -> None:
@@ -118,7 +136,7 @@ def _refuse(log: Log, agent_role: str) -> None:
         except Reject as fault:
             raise Reject("", 0, f"{log.place(k)}.{fault.field}", fault.reason) from None
     if log.reward:
-        last = _last(log, agent_role)
+        last = next((message for message in reversed(log.messages) if message.role == agent_role), None)
         if last is None:
             raise Reject("", 0, log.paid, "the dialogue has a reward but no message of the agent")
         number(log.reward, log.paid)
@@ -155,30 +173,29 @@ def _refuse_message(message: Message, agent_role: str) -> None:
         raise Reject("", 0, "logp", "on a message that is not the agent's")
 
 
-def _talks(logs: list[Log], names: list[str], places: list[tuple[str, int]], agent_role: str) -> Talks:
+def _talks(logs: list[Log], said: Said, names: list[str], places: list[tuple[str, int]], agent_role: str) -> Talks:
     """Dialogues that nothing is wrong with."""
-    for log in logs:
-        last = _last(log, agent_role) if log.reward else None
-        if last is not None and log.reward is not None:
-            last.reward = (last.reward or 0.0) + log.reward
-    messages = [m for log in logs for m in log.messages]
-    role = [m.role for m in messages]
+    role: Sequence[str] = said.role
     if agent_role != AGENT:
         swapped = {agent_role: AGENT, AGENT: PARTNER}
         role = [swapped.get(one, one) for one in role]
+    reward = [x or 0.0 for x in said.reward]
+    for log, last in zip(logs, said.last, strict=True):
+        if log.reward:
+            reward[last] += log.reward
     return Talks(
         id=names,
         terminated=[log.terminated is not False for log in logs],
         meta=[log.record.meta or {} for log in logs],
         tools=[tools(log.tools) for log in logs],
         place=places,
-        turns=[len(log.messages) for log in logs],
+        turns=said.turns,
         role=role,
-        text=[m.content or "" for m in messages],
-        reward=[m.reward or 0.0 for m in messages],
-        logp=[m.logp for m in messages],
-        act=[m.loss_mask != 0 for m in messages],
-        calls=[m.tool_calls and called(m.tool_calls) for m in messages],
-        name=[m.name for m in messages],
-        call_id=[m.tool_call_id for m in messages],
+        text=[x or "" for x in said.content],
+        reward=reward,
+        logp=said.logp,
+        act=[x != 0 for x in said.mask],
+        calls=list(map(called, said.calls)) if any(said.calls) else [None] * len(said.calls),
+        name=said.name,
+        call_id=said.call_id,
     )

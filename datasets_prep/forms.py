@@ -98,6 +98,7 @@ FORMS: dict[type[Record], tuple[msgspec.json.Decoder[Any], tuple[str, ...]]] = {
     form: (msgspec.json.Decoder(form), tuple(dict.fromkeys([*form.__struct_fields__, *Message.__struct_fields__])))
     for form in (Dialogue, Completion, Samples)
 }
+_dialogue = FORMS[Dialogue][0].decode
 _keys = msgspec.json.Decoder(_Keys)
 
 
@@ -106,11 +107,20 @@ def read(lines: Sequence[bytes]) -> list[Record | Reject]:
     found: list[Any] = []
     for line in lines:
         try:
-            decoder, known = FORMS[_form(line)]
-            found.append(decode(decoder, line, known))
-        except Reject as fault:
-            found.append(fault.with_traceback(None))
+            found.append(_dialogue(line))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            found.append(_other(line))
     return once(found, lines)
+
+
+def _other(line: bytes) -> Record | Reject:
+    """The record of a line that is no dialogue of ours."""
+    try:
+        decoder, known = FORMS[_form(line)]
+        record: Record = decode(decoder, line, known)
+        return record
+    except Reject as fault:
+        return fault.with_traceback(None)
 
 
 def dialogues(record: Record | Reject, agent_role: str) -> list[Log | Reject]:

@@ -41,14 +41,14 @@ class Talks:
     tools: list[Sequence[dict[str, Any]] | None]
     place: list[tuple[str, int]]
     turns: list[int]
-    role: list[str]
-    text: list[str]
+    role: Sequence[str]
+    text: Sequence[str]
     reward: list[Any]
-    logp: list[Any]
+    logp: Sequence[Any]
     act: list[bool]
     calls: list[Sequence[dict[str, Any]] | None]
-    name: list[str | None]
-    call_id: list[str | None]
+    name: Sequence[str | None]
+    call_id: Sequence[str | None]
     first: np.ndarray = field(init=False)
     is_action: np.ndarray = field(init=False)
 
