@@ -207,6 +207,39 @@ def test_a_chat_template_gets_tools_calls_and_whose_answer_it_is(tmp_path: Path)
         encoder.encode(one(tmp_path, {"messages": [U, calls, answer, end]}), "token")
 
 
+# In the manner of templates that wrap calls one by one and fold the tools' answers into one turn of the user.
+FOLDING = (
+    "{% for m in messages %}{% if m.role == 'tool' %}"
+    "{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}"
+    "{{ '\\n<answer>' + m.content + '</answer>' }}"
+    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif %}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}{% for c in m.tool_calls or [] %}"
+    "{{ '<call>' + c.function.name + ' ' + c.function.arguments | tojson + '</call>' }}{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def test_a_template_that_folds_answers_together(tmp_path: Path) -> None:
+    said = {"function": {"name": "look", "arguments": '{"at": 5}'}}
+    calls = {"role": "assistant", "content": "", "tool_calls": [said, CALL], "reward": 0.5}
+    answers = [{"role": "tool", "content": "a map"}, {"role": "tool", "content": "a key"}]
+    end = {"role": "assistant", "content": "yo", "reward": 1}
+    encoder = Encoder(others.chatml(FOLDING))
+    row = encoder.encode(one(tmp_path, {"messages": [U, calls, *answers, end]}), "utterance")
+    begin = encoder.tokenizer.decode([encoder.bos_id])
+    assert encoder.tokenizer.decode(row["tokens"]) == begin + (
+        "<|im_start|>user\nhi<|im_end|>\n"
+        '<|im_start|>assistant\n<call>look {"at": 5}</call><call>look {"at": 5}</call><|im_end|>\n'
+        "<|im_start|>user\n<answer>a map</answer>\n<answer>a key</answer><|im_end|>\n"
+        "<|im_start|>assistant\nyo<|im_end|>"
+    )
+    actions = [encoder.tokenizer.decode(row["tokens"][s:e]) for s, e in zip(row["start"], row["end"], strict=True)]
+    assert actions == ['<call>look {"at": 5}</call><call>look {"at": 5}</call><|im_end|>', "yo<|im_end|>"]
+    assert row["reward"] == [0.5, 1]
+    assert len(row["turn"]) == 4  # the two answers are one
+
+
 # ---- Parquet ---------------------------------------------------------------------------------------------------------
 
 
