@@ -7,11 +7,14 @@ Status: 0 done, 1 training broke down (a loss that is not finite), 2 the input o
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from ilql import __version__
 from ilql.command import guard
+from ilql.types import InputError
 
 # Command -> the function behind it and one line for the help.
 COMMANDS = {
@@ -21,9 +24,10 @@ COMMANDS = {
     "annotate": ("ilql.annotate:main", "store what a model adds to a dataset: hidden states"),
     "export": ("ilql.export:main", "write a run's actor as a plain language model"),
 }
-TRAIN_HELP = """usage: train.py --config FILE.yaml [--key value ...] [--resume] [--allow-inexact]
+TRAIN_HELP = """usage: train.py --config FILE.yaml [--key value ...] [--seeds 0-4] [--resume] [--allow-inexact]
 
 A key given here wins over the file's; lists take several values: --data.path A B.
+  --seeds 0-4      one run a seed, in OUTPUT/seed-N; finished ones are skipped, interrupted ones go on
   --resume         continue the run in --output from its newest valid checkpoint
   --allow-inexact  resume even where the result may differ from an uninterrupted run's
 
@@ -31,7 +35,7 @@ A key given here wins over the file's; lists take several values: --data.path A 
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
-    """`train.py`: options as in `ilql.config`, and --resume, --allow-inexact; returns the exit status."""
+    """`train.py`: options as in `ilql.config`, and --seeds, --resume, --allow-inexact; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     return guard(lambda: _train(words), "interrupted; the same command with --resume goes on from the last checkpoint")
 
@@ -42,23 +46,45 @@ def _train(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(TRAIN_HELP + options())
         return 0
+    argv, several = _seeds(argv)
     flags = {name: name in argv for name in ("--resume", "--allow-inexact")}
     cfg = load_config([word for word in argv if word not in flags])
 
     import torch.distributed
 
+    from ilql import seeds
     from ilql.trainer import TrainingError, train
 
     try:
-        run = train(cfg, resume=flags["--resume"], allow_inexact=flags["--allow-inexact"])
+        if several is None:
+            run = train(cfg, resume=flags["--resume"], allow_inexact=flags["--allow-inexact"])
+        else:
+            runs = seeds.configs(cfg, seeds.numbers(several))
+            out = sys.stdout if os.environ.get("RANK", "0") == "0" else sys.stderr  # one of several processes
+            seeds.train_each(runs, train, flags["--allow-inexact"], partial(print, file=out, flush=True))
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    print(f"run folder: {run}")
+    if several is None:
+        print(f"run folder: {run}")
     return 0
+
+
+def _seeds(argv: list[str]) -> tuple[list[str], str | None]:
+    """The other words of a command line, and what stands behind --seeds."""
+    place = next((i for i, word in enumerate(argv) if word.split("=")[0] == "--seeds"), None)
+    if place is None:
+        return argv, None
+    _, equals, value = argv[place].partition("=")
+    rest = argv[place + 1 :]
+    if not equals:
+        value, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("--") else ("", rest)
+    if any(word.split("=")[0] == "--seed" for word in argv):
+        raise InputError("--seed and --seeds exclude each other; drop one")
+    return argv[:place] + rest, value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,11 +12,11 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -24,11 +24,11 @@ import transformers
 import ilql
 from ilql import decode, envs, ope
 from ilql.command import Parser, guard
-from ilql.report import Interval, bootstrap, paired, table, write_json
+from ilql.report import table, write_json
 from ilql.rollout import rollout, selfplay, to_log
+from ilql.scoreboard import PARTNER_ROW, Row, one, several
 from ilql.types import Episode, InputError, Policy
 
-PARTNER_ROW = "partner"
 DTYPES = ("float32", "bfloat16")
 FILES = ("scenarios", "exclude", "words")  # arguments of environments that are paths
 HEADLINE = {1: "return", 2: "points (all)"}  # by the number of seats; the column whose gain over the partner is told
@@ -65,24 +65,53 @@ class EvalConfig:
     progress: bool = True
 
 
-@dataclass
-class Row:
-    """One line of the table: what was played, and the values an episode that its intervals come from."""
-
-    name: str
-    beta: float
-    values: dict[str, list[float | None]]
-    groups: Sequence[Hashable]
-    episodes: list[Episode]
-
-    def intervals(self) -> dict[str, Interval]:
-        return {column: bootstrap(values, groups=self.groups) for column, values in self.values.items()}
-
-
 def evaluate(cfg: EvalConfig) -> tuple[str, Path]:
     """Play, write `eval.json` and `transcripts/*.jsonl`; returns the table and the folder. InputError on bad input."""
-    module = envs.find(cfg.env)
     _check(cfg)
+    played = _evaluate(cfg)
+    lines, _ = one(played.rows, HEADLINE[envs.find(cfg.env).SEATS])
+    return table(lines), played.output
+
+
+def evaluate_all(cfgs: Sequence[EvalConfig]) -> tuple[str, Path]:
+    """Runs that differ by their training seed, on the same episodes: `evaluate` for each, and `eval.json` of all.
+
+    The configs differ in `run` alone; `output` is the folder for all, None: the next free `eval/ENV-N` in the folder
+    that the runs lie in. Returns the table over runs and that folder.
+    """
+    first = cfgs[0]
+    home = {cfg.run.resolve().parent: cfg.run.parent for cfg in cfgs}
+    if len({cfg.run.resolve() for cfg in cfgs}) < len(cfgs):
+        raise InputError("a run is named twice; name each once")
+    if first.output is None and len(home) > 1:
+        raise InputError("the runs lie in different folders; say by --output where the table over all of them goes")
+    arguments = []
+    for cfg in cfgs:
+        _check(cfg)
+        arguments.append(envs.arguments(cfg.env, _recorded(cfg), cfg.env_args))
+        if arguments[-1] != arguments[0]:
+            raise InputError(f"{cfg.run} was trained for another {cfg.env} than {first.run}; evaluate them apart")
+    played = [_evaluate(replace(cfg, output=None)) for cfg in cfgs]
+    lines, results = several([p.rows for p in played], HEADLINE[envs.find(first.env).SEATS])
+    settings = {k: v for k, v in played[0].settings.items() if k not in ("run", "partner")}
+    if first.partner is not None:
+        settings["partner"] = played[0].settings["partner"]
+    output = _new_folder(first, next(iter(home.values())))
+    runs = {"runs": [p.settings["run"] for p in played], "evaluations": [p.output.name for p in played]}
+    write_json(output / "eval.json", {"settings": settings | runs, "environment": _versions(), "rows": results})
+    return table(lines), output
+
+
+class Played(NamedTuple):
+    """One run's evaluation: what was played, how, and where it is written."""
+
+    rows: list[Row]
+    settings: dict[str, Any]
+    output: Path
+
+
+def _evaluate(cfg: EvalConfig) -> Played:
+    module = envs.find(cfg.env)
     arguments = envs.arguments(cfg.env, _recorded(cfg), cfg.env_args)
     factory = module.make(**arguments)
     shared: dict[str, Any] = {"greedy": cfg.greedy, "temperature": cfg.temperature}
@@ -104,12 +133,13 @@ def evaluate(cfg: EvalConfig) -> tuple[str, Path]:
         row = _play(cfg, name, beta, policy, partner, factory, module)
         if not rows:
             output = _new_folder(cfg)
+            (output / "transcripts").mkdir()
         _write_transcripts(output / "transcripts" / f"{name}.jsonl", row.episodes)
         rows.append(row)
-    lines, results = _report(rows, HEADLINE[module.SEATS])
-    report = {"settings": _settings(cfg, arguments, module.SEATS), "environment": _versions(), "rows": results}
-    write_json(output / "eval.json", report)
-    return table(lines), output
+    _, results = one(rows, HEADLINE[module.SEATS])
+    settings = _settings(cfg, arguments, module.SEATS)
+    write_json(output / "eval.json", {"settings": settings, "environment": _versions(), "rows": results})
+    return Played(rows, settings, output)
 
 
 def _play(
@@ -163,25 +193,6 @@ def _versions() -> dict[str, Any]:
     return {**versions, "threads": torch.get_num_threads()}
 
 
-def _report(rows: Sequence[Row], headline: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The table's lines and the rows of eval.json."""
-    reference = next((row for row in rows if row.name == PARTNER_ROW), None)
-    lines, results = [], []
-    for row in rows:
-        intervals = row.intervals()
-        if reference is not None and row is not reference:
-            gain = paired(_known(row.values[headline]), _known(reference.values[headline]), groups=row.groups)
-            intervals[f"gain in {headline}"] = gain
-        policy = "partner, both sides" if row is reference else f"beta {row.beta:g}"
-        lines.append({"policy": policy, "n": len(row.groups), **intervals})
-        results.append({"name": row.name, "beta": row.beta, "n": len(row.groups), "metrics": intervals})
-    return lines, results
-
-
-def _known(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
 def _recorded(cfg: EvalConfig) -> dict[str, Any]:
     """The arguments of the corpus that the run was trained on, where that corpus has the environment's name."""
     folder = cfg.run
@@ -231,13 +242,14 @@ def _run_of(model: Path) -> Path:
     return model.parent if (model.parent / "config.yaml").is_file() else model
 
 
-def _new_folder(cfg: EvalConfig) -> Path:
-    """Make the folder of this evaluation; never one that exists."""
+def _new_folder(cfg: EvalConfig, home: Path | None = None) -> Path:
+    """Make the folder of this evaluation, under `home` or the run; never one that exists."""
     if cfg.output is not None:
         _make(cfg.output)
         return cfg.output
-    model = decode.model_folder(cfg.run)
-    home = cfg.run if model != cfg.run else _run_of(model)
+    if home is None:
+        model = decode.model_folder(cfg.run)
+        home = cfg.run if model != cfg.run else _run_of(model)
     number = 1
     while (folder := home / "eval" / f"{cfg.env}-{number}").exists():
         number += 1
@@ -247,7 +259,7 @@ def _new_folder(cfg: EvalConfig) -> Path:
 
 def _make(folder: Path) -> None:
     try:
-        (folder / "transcripts").mkdir(parents=True)
+        folder.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror}; give another one by --output") from None
 
@@ -265,7 +277,7 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="run folder, or a model's folder")
+    add("run", type=Path, nargs="+", metavar="RUN", help="run folder, or a model's; several: seeds of one training")
     add("--env", required=True, help=f"one of {', '.join(envs.ENVS)}")
     add("--env-arg", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="an argument of the environment")
     add("--scenarios", metavar="FILE", help="short for --env-arg scenarios=FILE")
@@ -286,7 +298,8 @@ def _parser() -> Parser:
     return parser
 
 
-def _config(argv: Sequence[str]) -> EvalConfig:
+def _configs(argv: Sequence[str]) -> list[EvalConfig]:
+    """One for each run."""
     options = vars(_parser().parse_args(argv))
     given: dict[str, str] = {}
     for text in options.pop("env_arg"):
@@ -297,7 +310,8 @@ def _config(argv: Sequence[str]) -> EvalConfig:
     scenarios = options.pop("scenarios")
     if scenarios is not None:
         given["scenarios"] = scenarios
-    return EvalConfig(env_args=given, progress=not options.pop("quiet"), **options)
+    runs, quiet = options.pop("run"), options.pop("quiet")
+    return [EvalConfig(run=run, env_args=given, progress=not quiet, **options) for run in runs]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -309,7 +323,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    text, folder = evaluate(_config(argv))
+    cfgs = _configs(argv)
+    text, folder = evaluate(cfgs[0]) if len(cfgs) == 1 else evaluate_all(cfgs)
     print(text)
-    print(f"\n95 % bootstrap intervals; transcripts and eval.json in {folder}")
+    if len(cfgs) == 1:
+        print(f"\n95 % bootstrap intervals; transcripts and eval.json in {folder}")
+    else:
+        print(f"\n95 % bootstrap intervals over runs and episodes; eval.json in {folder}, transcripts in each run")
     return 0

@@ -53,44 +53,63 @@ def bootstrap(
         raise ValueError(f"confidence is {confidence}, but must lie between 0 and 1")
     if groups is not None and len(groups) != len(values):
         raise ValueError(f"one group a value: {len(groups)} groups, {len(values)} values")
-    labels = range(len(values)) if groups is None else groups
-    index: dict[Hashable, int] = {}
-    member = np.array([index.setdefault(label, len(index)) for label in labels], dtype=np.int64)
+    member, drawable = _members(len(values), groups)
     known = np.array([value is not None for value in values], dtype=bool)
     if not known.any():
         return Interval(math.nan, math.nan, math.nan)
     numbers = np.array([0.0 if value is None else value for value in values], dtype=np.float64)
     if not np.isfinite(numbers).all():
         raise ValueError("a value is not finite")
-    total = np.bincount(member, numbers, len(index))  # (G)
-    count = np.bincount(member, known, len(index))  # (G)
+    total = np.bincount(member, numbers, drawable)  # (G)
+    count = np.bincount(member, known, drawable)  # (G)
     rng = np.random.default_rng(seed)
     means = []
-    for size in _chunks(resamples, max(1, _CHUNK // len(index))):
-        draw = rng.integers(len(index), size=(size, len(index)))
+    for size in _chunks(resamples, max(1, _CHUNK // drawable)):
+        draw = rng.integers(drawable, size=(size, drawable))
         drawn = count[draw].sum(1)
         means.append(total[draw].sum(1)[drawn > 0] / drawn[drawn > 0])
     low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(total.sum() / count.sum()), float(low), float(high))
 
 
+def _members(size: int, groups: Sequence[Hashable] | None) -> tuple[np.ndarray, int]:
+    """Which group each of `size` values belongs to, and how many there are."""
+    index: dict[Hashable, int] = {}
+    labels = range(size) if groups is None else groups
+    return np.array([index.setdefault(label, len(index)) for label in labels], dtype=np.int64), len(index)
+
+
 def _chunks(total: int, size: int) -> list[int]:
     return [size] * (total // size) + ([total % size] if total % size else [])
 
 
-def paired(
-    values: Sequence[float],
-    reference: Sequence[float],
+def crossed(
+    runs: Sequence[Sequence[float | None]],
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
     groups: Sequence[Hashable] | None = None,
 ) -> Interval:
-    """Mean gain of `values` over `reference`, played on the same seeds in the same order, with its interval."""
-    if len(values) != len(reference):
-        raise ValueError(f"pairs are needed: {len(values)} values, {len(reference)} references")
-    gains = [a - b for a, b in zip(values, reference, strict=True)]
-    return bootstrap(gains, confidence, resamples, seed, groups)
+    """Mean over runs that played the same episodes, and its interval where runs and groups of episodes are both drawn.
+
+    runs: one number an episode for each run, as for `bootstrap`. The mean is over all numbers alike.
+    """
+    member, drawable = _members(len(runs[0]), groups)
+    known = np.array([[value is not None for value in values] for values in runs], bool)
+    if not known.any():
+        return Interval(math.nan, math.nan, math.nan)
+    numbers = np.array([[0.0 if value is None else value for value in values] for values in runs], np.float64)
+    total = np.stack([np.bincount(member, x, drawable) for x in numbers])  # (R, G)
+    count = np.stack([np.bincount(member, x, drawable) for x in known])  # (R, G)
+    rng = np.random.default_rng(seed)
+    means = []
+    for size in _chunks(resamples, max(1, _CHUNK // total.size)):
+        run = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size)  # how often each is drawn, (S, R)
+        group = rng.multinomial(drawable, np.full(drawable, 1 / drawable), size)  # (S, G)
+        drawn = ((run @ count) * group).sum(1)
+        means.append(((run @ total) * group).sum(1)[drawn > 0] / drawn[drawn > 0])
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(total.sum() / count.sum()), float(low), float(high))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

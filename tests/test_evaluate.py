@@ -95,6 +95,47 @@ def test_the_maze_by_beta(run: Path, loads: Any, capsys: pytest.CaptureFixture[s
     }
 
 
+def test_runs_of_several_seeds_are_one_table(run: Path, loads: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = run, make_run(run.parent / "seed-1")
+    calls = loads(lambda folder, **options: walker() if folder.name == "run" else Scripted(still))
+    words = ["--env", "maze", "--episodes", "5", "--beta", "0", "4", "--quiet"]
+    assert main([str(good), str(bad), *words]) == 0
+    assert [call["folder"] for call in calls] == ["run", "run", "seed-1", "seed-1"]
+    each = [report(folder / "eval" / "maze-1") for folder in (good, bad)]
+    both = report(run.parent / "eval" / "maze-1")
+    assert both["settings"]["runs"] == ["run", "seed-1"]
+    assert both["settings"]["evaluations"] == ["maze-1", "maze-1"]
+    assert "run" not in both["settings"]
+    for row, one, other in zip(both["rows"], each[0]["rows"], each[1]["rows"], strict=True):
+        means = [one["metrics"]["return"]["mean"], other["metrics"]["return"]["mean"]]
+        assert row["means of runs"]["return"] == means
+        assert means[0] > -11 > -101 == means[1]
+        assert (row["runs"], row["n"], row["beta"]) == (2, 5, one["beta"])
+        assert row["metrics"]["return"]["mean"] == pytest.approx(sum(means) / 2)
+        assert row["metrics"]["return"]["low"] == -101 < -20 < row["metrics"]["return"]["high"]
+    printed = capsys.readouterr().out
+    assert "| policy | runs | n   | runs' return" in printed
+    assert "over runs and episodes; eval.json in" in printed
+    assert main([str(good), str(bad), *words, "--output", str(run.parent / "all")]) == 0
+    assert report(run.parent / "all")["settings"]["evaluations"] == ["maze-2", "maze-2"]
+
+
+def test_runs_that_cannot_be_one_table_are_refused(run: Path, loads: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = loads(lambda folder, **options: walker())
+    other, far = make_run(run.parent / "other"), make_run(run.parent / "x" / "far")
+    (other / "data.json").write_text('{"corpus": "maze", "arguments": {"mirror": true}}')
+    for words, told in (
+        ([run, run], "a run is named twice"),
+        ([run, far], "say by --output where"),
+        ([run, other], "other was trained for another maze than"),
+        ([run, run.parent / "none"], "none"),
+    ):
+        assert main([*map(str, words), "--env", "maze", "--quiet"]) == 2
+        assert told in capsys.readouterr().err
+    assert calls == []
+    assert not (run.parent / "eval").exists()
+
+
 def test_a_target_return_reaches_the_policy_and_the_report(run: Path, loads: Any) -> None:
     calls = loads(lambda folder, **options: walker())
     assert main([str(run), "--env", "maze", "--episodes", "2", "--beta", "0", "--target-return", "-7", "--quiet"]) == 0

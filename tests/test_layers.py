@@ -65,6 +65,7 @@ ORDER = (
     "ilql.launch",
     "ilql.feed",
     "ilql.trainer",
+    "ilql.seeds",
     "ilql.decode",
     "ilql.export",
     "ilql.annotate",
@@ -73,6 +74,7 @@ ORDER = (
     "ilql.rollout",
     "ilql.report",
     "ilql.ope",
+    "ilql.scoreboard",
     "ilql.evaluate",
     "ilql.cli",
 )

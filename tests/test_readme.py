@@ -17,7 +17,7 @@ from datasets_prep import CORPORA, chat, options
 from datasets_prep.build import Options, build
 from datasets_prep.encode import Encoder
 from datasets_prep.tokenizer import train as train_tokenizer
-from ilql import annotate, evaluate, ope
+from ilql import annotate, cli, evaluate, ope, seeds
 from ilql.algos import ALGOS
 from ilql.config import flat, load_config, make_config
 from ilql.data import collate, decisions
@@ -85,12 +85,14 @@ def parse(words: list[str]) -> None:
         words = ["python", *words[words.index("train.py") :]]
     assert words[0] == "python", words
     if words[1] == "train.py":
-        load_config([word for word in words[2:] if word != "--resume"])
+        rest, several = cli._seeds(words[2:])
+        assert several is None or seeds.numbers(several)
+        load_config([word for word in rest if word != "--resume"])
     elif words[1] == "eval.py":
         if "--data" in words:
             ope._parser().parse_args(words[2:])
         else:
-            evaluate._config(words[2:])
+            evaluate._configs(words[2:])
     elif words[1:3] == ["-m", "datasets_prep"]:
         if words[3] == "inspect":
             assert "DIR [--row N]" in read("datasets_prep/__main__.py")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ilql import report
-from ilql.report import Interval, bootstrap, paired, table, write_json
+from ilql.report import Interval, bootstrap, crossed, table, write_json
 
 
 def test_the_interval_agrees_with_theory() -> None:
@@ -74,12 +74,20 @@ def test_chunks_do_not_lose_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bootstrap(values) == whole
 
 
-def test_pairs_remove_what_both_share() -> None:
-    shared = np.random.default_rng(4).normal(0, 50, 200)
-    gain = paired((shared + 1).tolist(), shared.tolist())
-    assert gain == pytest.approx((1.0, 1.0, 1.0))
-    with pytest.raises(ValueError, match="2 values, 1 references"):
-        paired([1.0, 2.0], [1.0])
+def test_runs_and_episodes_are_both_drawn() -> None:
+    rng = np.random.default_rng(5)
+    luck = rng.normal(0, 3, (8, 1))
+    same = np.broadcast_to(luck, (8, 50))  # a run's episodes are all alike: eight draws are all there is
+    mean, low, high = crossed(same.tolist())
+    assert (mean, low, high) == pytest.approx(bootstrap(luck[:, 0].tolist(), seed=1), abs=0.15)
+    alike = np.broadcast_to(rng.normal(0, 3, 50), (8, 50)).tolist()  # runs that play alike tell what one tells
+    assert crossed(alike) == pytest.approx(bootstrap(alike[0]), abs=0.1)
+    both = (luck + rng.normal(0, 3, 50)).tolist()
+    assert crossed(both).high - crossed(both).low > crossed(same.tolist()).high - crossed(same.tolist()).low
+    assert crossed(both, groups=[i // 2 for i in range(50)]) != crossed(both)
+    assert crossed([[1.0, None, 3.0], [None, None, 8.0]]).mean == 4.0
+    assert all(math.isnan(x) for x in crossed([[None], [None]]))
+    assert crossed([[2.0, 2.0], [2.0, 2.0]]) == (2.0, 2.0, 2.0)
 
 
 @pytest.mark.parametrize(
