@@ -7,13 +7,17 @@
 
 The named tests must pass on the tree as it is. Each bug is planted in a copy; the checkout is never touched. Exit
 status 1 says that a bug survived, that its patch no longer applies, or that its test broke rather than failed.
+
+Tests run in forks of one process that has imported the libraries, which takes longer than most of the tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,11 +25,26 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 300.0  # seconds a test; one that hangs has not failed
+WARM = (
+    "torch",
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+    "accelerate",
+    "datasets",
+    "jsonargparse",
+)
+BEFORE_IMPORT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # and no network: `main`
+ELSEWHERE = 99  # exit status of tests that would import another `ilql`
+FORKS = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -63,26 +82,32 @@ def clean_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "PYTEST_"))}
 
 
-def run(command: Sequence[str], tree: Path, timeout: float | None = None) -> tuple[int, str]:
-    """Exit status and output of a command in a tree; a subprocess.TimeoutExpired where it does not end.
+def run(command: Sequence[str], tree: Path) -> tuple[int, str]:
+    """Exit status and output of a command in a tree; `git apply` must not take a repository around it for its own."""
+    own = {"GIT_CEILING_DIRECTORIES": str(tree.parent)}
+    ran = subprocess.run(command, cwd=tree, env=clean_environment() | own, capture_output=True, text=True)
+    return ran.returncode, ran.stdout + ran.stderr
 
-    The tree comes before any installed `ilql`, in subprocesses too; `git apply` must not take a repository around the
-    tree for its own. The output goes through a file: a pipe would be held open by the grandchildren of a command that
-    was stopped.
-    """
-    ours = {"GIT_CEILING_DIRECTORIES": str(tree.parent), "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile("w+") as file:
-        ran = subprocess.run(
-            command,
-            cwd=tree,
-            env=clean_environment() | ours,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            timeout=timeout,
-        )
-        file.seek(0)
-        return ran.returncode, file.read()
+
+def pytest_in(tree: str, arguments: list[str], log: str) -> NoReturn:
+    """Run pytest in a tree, which comes before any installed `ilql`, in subprocesses too; never returns."""
+    os.setsid()  # what it starts can be stopped with it
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = tree
+    sys.path.insert(0, tree)
+    sys.dont_write_bytecode = True
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    found = find_spec("ilql")
+    status = ELSEWHERE
+    if found is not None and Path(str(found.origin)).resolve().is_relative_to(tree):
+        import pytest
+
+        status = int(pytest.main(arguments))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def copy_tree(root: Path, to: Path) -> None:
@@ -99,15 +124,21 @@ def copy_tree(root: Path, to: Path) -> None:
 
 def run_tests(tree: Path, tests: Sequence[str]) -> tuple[str, str]:
     """ "passed", "failed" or what else befell the tests, and pytest's output."""
-    report = tree.parent / f"{tree.name}.xml"
+    report, log = tree.parent / f"{tree.name}.xml", tree.parent / f"{tree.name}.log"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-B", "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
-    try:
-        status, output = run([*command, f"--junitxml={report}", *tests], tree, TIMEOUT)
-    except subprocess.TimeoutExpired:
+    arguments = ["-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
+    process = FORKS.Process(target=pytest_in, args=(str(tree), arguments, str(log)))
+    process.start()
+    process.join(TIMEOUT)
+    if process.exitcode is None:
+        os.killpg(process.pid or 0, signal.SIGKILL)
+        process.join()
         return f"no end after {TIMEOUT:.0f} s", ""
-    if status not in (0, 1):
-        return f"broke (pytest status {status})", output
+    output = log.read_text(errors="replace")
+    if process.exitcode == ELSEWHERE:
+        return "broke (it would import an ilql outside the copy)", output
+    if process.exitcode not in (0, 1):
+        return f"broke (pytest status {process.exitcode})", output
     suite = ElementTree.parse(report).getroot().find("testsuite")
     if suite is None or int(suite.get("errors", 0)):
         return "broke (an error outside the test)", output
@@ -143,9 +174,6 @@ def try_one(mutant: Mutant, pristine: Path, work: Path) -> Outcome:
 
 def check_pristine(pristine: Path, mutants: Sequence[Mutant]) -> str:
     """Why the copy is no ground to plant bugs on, or ""."""
-    where = run([sys.executable, "-c", "import ilql; print(ilql.__file__)"], pristine)[1].strip()
-    if not Path(where).resolve().is_relative_to(pristine.resolve()):
-        return f"the copy's tests would import {where}, not the copy"
     tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
     result, output = run_tests(pristine, tests)
     return "" if result == "passed" else f"the named tests must pass before a bug is planted, but: {result}\n{output}"
@@ -156,7 +184,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="patches to try, without .patch (default: all)")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout")
+    parser.add_argument("--warm", nargs="*", default=WARM, help="modules to import once for all tests")
     args = parser.parse_args(argv)
+    for name in set(os.environ) - clean_environment().keys():  # the server of forks takes the environment over
+        del os.environ[name]
+    os.environ.update(BEFORE_IMPORT, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    FORKS.set_forkserver_preload(list(args.warm))
     patches = sorted((args.root / "tests/mutants").glob("*.patch"))
     unknown = set(args.names) - {p.stem for p in patches}
     if unknown or not patches:

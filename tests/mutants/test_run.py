@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def patch(root: Path, name: str, test: str, was: str = "    return a + b", now: 
 
 def run(root: Path, *names: str, **env: str) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, RUN, "--root", root, *names], env=os.environ | env, capture_output=True, text=True
+        [sys.executable, RUN, *names, "--root", root, "--warm"], env=os.environ | env, capture_output=True, text=True
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -94,6 +95,8 @@ def test_a_patch_without_its_header_and_an_unknown_name_are_usage_errors(checkou
 
 def test_neither_a_hook_nor_a_repository_around_the_copy_disturbs(checkout: Path) -> None:
     patch(checkout, "minus", "test_add")
-    (checkout / "ignored/tmp").mkdir()
-    status, output = run(checkout, GIT_DIR="/nowhere", TMPDIR=str(checkout / "ignored/tmp"))
+    with tempfile.TemporaryDirectory(prefix="m-") as around:  # pytest's own would be too long for a socket's name
+        subprocess.run(["git", "init", "-q", around], check=True)
+        Path(around, ".gitignore").write_text("*\n")
+        status, output = run(checkout, GIT_DIR="/nowhere", TMPDIR=around)
     assert status == 0, output
