@@ -9,9 +9,10 @@ import gc
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from ilql.types import Episode
 
 Work = Part | list[Episode | Reject]
 DIALOGUES, CHARACTERS = 256, 1_000_000  # of a list of episodes
+LITTLE = 32  # pieces of work for which workers are not worth their start
 OBJECTS = 100_000  # between two visits of the collector of cycles
 
 
@@ -96,11 +98,15 @@ def do(task: Task, layout: Layout, work: Work) -> Done:
     return Done(look(talks, task.grouped), talks.characters().tolist(), rejects, faults, rows)
 
 
-def all_done(task: Task, work: Iterable[tuple[str, Work]], workers: int) -> Iterator[tuple[str, Done]]:
-    """Each work done, in order, with the name of its source; never more than a few wait in memory."""
-    if workers == 1:
-        layout = _layout(task)
-        for source, one in work:
+def all_done(task: Task, work: Iterator[tuple[str, Work]], workers: int) -> Iterator[tuple[str, Done]]:
+    """Each work done, in order, with the name of its source; never more than a few wait in memory.
+
+    Workers take a while to start: there are none for little work, and until one is ready this process does it.
+    """
+    layout = _layout(task)
+    ahead = list(islice(work, LITTLE if workers > 1 else 0))
+    if len(ahead) < LITTLE:
+        for source, one in chain(ahead, work):
             yield source, do(task, layout, one)
         return
     # spawn: the tokenizers library runs threads, which a fork would break
@@ -108,7 +114,11 @@ def all_done(task: Task, work: Iterable[tuple[str, Work]], workers: int) -> Iter
     pool = ProcessPoolExecutor(workers, context, _begin, (task,))
     waiting: deque[tuple[str, Future[Done]]] = deque()
     try:
-        for source, one in work:
+        ready = pool.submit(_begun)
+        for source, one in chain(ahead, work):
+            if not ready.done():
+                yield source, do(task, layout, one)
+                continue
             waiting.append((source, pool.submit(_do, one)))
             if len(waiting) >= 2 * workers:
                 source, future = waiting.popleft()
@@ -146,6 +156,10 @@ def _begin(task: Task) -> None:
     _worker = task, _layout(task)
     gc.freeze()
     gc.set_threshold(OBJECTS)
+
+
+def _begun() -> None:
+    """Comes back when a worker has started."""
 
 
 def _do(work: Work) -> Done:

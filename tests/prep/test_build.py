@@ -19,6 +19,7 @@ from datasets_prep.talks import Talks
 from ilql import schema
 from ilql.types import Episode, InputError, Turn
 from tests.prep import tokenizers_for_tests as others
+from tests.prep.workers import punctual
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -133,7 +134,9 @@ def test_workers_and_order_of_files_give_the_same_bytes(
     more += ["--overlong", "tail", "--action-token", "bye", "--seed", "3"]
     one, four, again = (tmp_path / n for n in ("one", "four", "again"))
     assert prep(log, one, *more) == 0
+    done = punctual(monkeypatch)
     assert prep(log, four, *more, "--workers", workers) == 0
+    assert done
     moved = tmp_path / "elsewhere" / log.name
     moved.parent.mkdir()
     moved.write_bytes(log.read_bytes())

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from datasets_prep import chunks
+from datasets_prep import chunks, lines, work
 from tests.prep import mixed
+from tests.prep.workers import punctual
 
 DIGESTS = json.loads(mixed.STORED.read_text(encoding="utf-8"))
 
@@ -36,5 +37,14 @@ def test_a_dataset_is_what_it_was(name: str, logs: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["word", "byte, utterances", "chatml", "deal", "maze"])
-def test_workers_change_nothing(name: str, logs: Path, tmp_path: Path) -> None:
+def test_workers_change_nothing(name: str, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = punctual(monkeypatch, after=1)
+    for module, constant in ((lines, "PART_LINES"), (work, "DIALOGUES")):
+        monkeypatch.setattr(module, constant, 16)
     assert mixed.run(name, logs, tmp_path / "out", "--workers", "2") == DIGESTS[name]
+    assert done
+
+
+def test_little_work_starts_no_worker(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "ProcessPoolExecutor", None)
+    assert mixed.run("word", logs, tmp_path / "out", "--workers", "2") == DIGESTS["word"]
