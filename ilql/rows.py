@@ -82,6 +82,11 @@ def _sums(offsets: np.ndarray, values: np.ndarray) -> np.ndarray:
     return sums
 
 
+def _built(part: Rows) -> dict[str, str]:
+    """What datasets must have in common to be mixed."""
+    return {"step": part.manifest["step"], "tokenizer": part.manifest["tokenizer"]["sha256"]}
+
+
 class Mix(Sequence[dict[str, Any]]):
     """Several datasets as one sequence of rows; all must share the step and the tokenizer.
 
@@ -89,15 +94,13 @@ class Mix(Sequence[dict[str, Any]]):
     """
 
     def __init__(self, parts: Sequence[Rows], prepare: Callable[[Any], dict[str, Any]] | None = None) -> None:
-        first = parts[0].manifest
+        first = _built(parts[0])
+        mends = {"step": first["step"], "tokenizer": f"{parts[0].folder}/tokenizer"}
         for part in parts[1:]:
-            for what, mine, theirs in (
-                ("step", part.manifest["step"], first["step"]),
-                ("tokenizer", part.manifest["tokenizer"]["sha256"], first["tokenizer"]["sha256"]),
-            ):
-                if mine != theirs:
+            for what, mend in mends.items():
+                if _built(part)[what] != first[what]:
                     raise InputError(
-                        f"{part.folder} has another {what} than {parts[0].folder}; build both with the same --{what}"
+                        f"{part.folder} has another {what} than {parts[0].folder}; build it with --{what} {mend}"
                     )
         self.parts, self.prepare = list(parts), prepare
         self.lengths = np.concatenate([p.lengths for p in parts])

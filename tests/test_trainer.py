@@ -459,9 +459,10 @@ def test_tokenizers_that_differ_are_refused(data: Path, tmp_path: Path) -> None:
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["tokenizer"]["sha256"] = "0" * 64
     (other / "manifest.json").write_text(json.dumps(manifest))
-    refused(config([data, other], tmp_path / "run"), "another tokenizer than")  # type: ignore[arg-type]
+    match = f"other has another tokenizer than {data}; build it with --tokenizer {data}/tokenizer"
+    refused(config([data, other], tmp_path / "run"), match)  # type: ignore[arg-type]
     steps = dataset(tmp_path / "steps", step="utterance")
-    match = "steps has another step than .*; build both with the same --step"
+    match = "steps has another step than .*; build it with --step token"
     refused(config([data, steps], tmp_path / "run"), match)  # type: ignore[arg-type]
     first = train(config(data, tmp_path / "first", "bc", steps=1))
     refused(config(other, tmp_path / "run", init_from=str(first)), "trained with another tokenizer than")
