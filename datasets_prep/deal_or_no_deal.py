@@ -14,10 +14,14 @@ who closed the talk), its worth, whether the two selections fit, the partner's n
 Decision: the reward is the true one. The printed one is what the side would have got; it was paid only where items were
 chosen *and* `agree` is printed (`agree` alone also stands on lines without a deal). Everything that a line says twice
 is checked, so a line that contradicts itself is a reject. The turns are those of the environment of the same name.
+
+Nothing in a negotiation depends on which kind of item is called book, so `--permute-items` tells each dialogue under
+all six orders of the three: the same talk, worth the same, six times as much to learn reading from.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,13 +30,16 @@ from typing import Any, NamedTuple
 from datasets_prep.files import opened, refuse_others, stem
 from datasets_prep.rejects import Placed, Reject
 from ilql.envs.deal_or_no_deal import (
+    ITEMS,
     SELECTION,
     Items,
+    Numbers,
     Scenario,
     counts,
     group,
     load_scenarios,
     parse_scenario,
+    parse_selection,
     points,
     spell,
     spell_selection,
@@ -46,6 +53,10 @@ _LINE = re.compile(
 )
 _PICK = re.compile(r"item0=(\d+) item1=(\d+) item2=(\d+)", re.ASCII)
 _NO_ITEMS = {"no agreement": "no_agreement", "disconnect": "disconnect"}
+_WORD = re.compile(rf"\b(?:({'|'.join(ITEMS)})|basket(ball))(s?)\b")
+
+Order = tuple[int, int, int]  # the kind that each of book, hat and ball becomes
+_ORDERS: tuple[Order, ...] = tuple(itertools.permutations(range(3)))  # type: ignore[arg-type]  # the first: as they are
 
 
 class _Line(NamedTuple):
@@ -59,19 +70,22 @@ class _Line(NamedTuple):
     points: int | None  # of a deal
 
 
-def episodes(inputs: Sequence[Path], *, seed: int) -> Iterator[Episode | Reject]:
+def episodes(inputs: Sequence[Path], *, permute_items: bool = False, seed: int) -> Iterator[Episode | Reject]:
     """One episode a line of files in `data.txt`'s form; `seed` is not used, since nothing is drawn.
 
-    Ids are `FILE-N:a` and, where the next line is the same dialogue seen from the other side, `FILE-N:b`.
-    meta: group (the scenario, which both sides share), outcome (deal | disagree | no_agreement | disconnect), points
-    (of a deal), partner (the partner's six numbers).
+    permute_items: behind each its five copies under the other orders of book, hat and ball.
+
+    Ids are `FILE-N:a` and, where the next line is the same dialogue seen from the other side, `FILE-N:b`; of copies
+    `FILE-N.1:a` to `FILE-N.5:a`. meta: group (the scenario, which both sides and all copies share, so that a split
+    keeps them together), outcome (deal | disagree | no_agreement | disconnect), points (of a deal), partner (the
+    partner's six numbers); of a copy also order (what book, hat and ball became).
     """
     if not inputs:
         raise InputError("deal_or_no_deal needs a file: give --input data.txt")
-    return _episodes(inputs)
+    return _episodes(inputs, permute_items)
 
 
-def _episodes(inputs: Sequence[Path]) -> Iterator[Episode | Reject]:
+def _episodes(inputs: Sequence[Path], permute_items: bool) -> Iterator[Episode | Reject]:
     for path in inputs:
         before: _Line | None = None  # the line before, as long as nobody is its other side
         number = 0
@@ -84,12 +98,12 @@ def _episodes(inputs: Sequence[Path]) -> Iterator[Episode | Reject]:
                     before = None
                     yield reject
                     continue
-                if before is not None and _other_side(before, line):
-                    before = None
-                    yield _episode(f"{stem(path.name)}-{number - 1}:b", line, path.name, number)
-                else:
-                    before = line
-                    yield _episode(f"{stem(path.name)}-{number}:a", line, path.name, number)
+                second = before is not None and _other_side(before, line)
+                before = None if second else line
+                named, side = (number - 1, "b") if second else (number, "a")
+                yield _episode(f"{stem(path.name)}-{named}:{side}", line, path.name, number)
+                for copy, order in enumerate(_ORDERS[1:] if permute_items else (), 1):
+                    yield _copy(f"{stem(path.name)}-{named}.{copy}:{side}", line, order, path.name, number)
         if not number:
             raise InputError(f"{path} is empty: it holds no dialogue")
 
@@ -179,3 +193,42 @@ def _episode(name: str, line: _Line, file: str, number: int) -> Episode:
     if line.points is not None:
         meta["points"] = line.points
     return Placed(name, tuple(turns), True, meta, file=file, line=number)
+
+
+def _copy(name: str, line: _Line, order: Order, file: str, number: int) -> Episode:
+    """The episode of a line whose items take other places; it stays in the group of the line as it is."""
+    own = _episode(name, permuted(line, order), file, number)
+    meta = {**own.meta, "group": group(line.scenario), "order": " ".join(ITEMS[kind] for kind in order)}
+    return Placed(name, own.turns, True, meta, file=file, line=number)
+
+
+def permuted(line: _Line, order: Order) -> _Line:
+    """A line in which each kind of item has become another, in its numbers, words and selection alike."""
+    first, second = (_moved_numbers(numbers, order) for numbers in line.scenario)
+    talk = tuple((speaker, rename(text, order)) for speaker, text in line.talk)
+    items = parse_selection(line.selection)
+    selection = line.selection if items is None else spell_selection(_moved(items, order))
+    return line._replace(scenario=(first, second), talk=talk, selection=selection)
+
+
+def rename(text: str, order: Order) -> str:
+    """The words for the items, whole and in lower case as the corpus writes them; a basketball is a ball."""
+
+    def word(match: re.Match[str]) -> str:
+        kind = ITEMS.index(match[1] or match[2])
+        return match[0] if order[kind] == kind else ITEMS[order[kind]] + match[3]
+
+    return _WORD.sub(word, text)
+
+
+def _moved(items: Items, order: Order) -> Items:
+    """What stood at kind k stands at order[k]."""
+    moved = [0, 0, 0]
+    for kind, count in zip(order, items, strict=True):
+        moved[kind] = count
+    return moved[0], moved[1], moved[2]
+
+
+def _moved_numbers(numbers: Numbers, order: Order) -> Numbers:
+    (a, c, e), (b, d, f) = _moved(counts(numbers), order), _moved((numbers[1], numbers[3], numbers[5]), order)
+    return a, b, c, d, e, f

@@ -1,14 +1,27 @@
 """The negotiation corpus: rewards, turns, rejects, and the published counts."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from datasets_prep.deal_or_no_deal import episodes, groups
+from datasets_prep.deal_or_no_deal import Order, _read, episodes, groups, permuted, rename
 from datasets_prep.rejects import Placed, Reject
-from ilql.envs.deal_or_no_deal import DealOrNoDeal, metrics, parse_numbers, parse_scenario
+from ilql.envs.deal_or_no_deal import (
+    ITEMS,
+    DealOrNoDeal,
+    counts,
+    feasible_allocations,
+    metrics,
+    parse_numbers,
+    parse_scenario,
+    parse_selection,
+    points,
+    spell_selection,
+)
 from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
 
 OWN, PARTNERS = "1 0 4 2 1 2", "1 4 4 1 1 2"
@@ -20,10 +33,13 @@ OTHER = (
 )
 
 
-def read(tmp_path: Path, *lines: str) -> list[Episode | Reject]:
+ORDERS: list[Order] = list(itertools.permutations(range(3)))  # type: ignore[arg-type]
+
+
+def read(tmp_path: Path, *lines: str, **options: Any) -> list[Episode | Reject]:
     path = tmp_path / "data.txt"
     path.write_text("".join(line + "\n" for line in lines))
-    return list(episodes([path], seed=0))
+    return list(episodes([path], **options, seed=0))
 
 
 def test_the_two_sides_of_a_dialogue(tmp_path: Path) -> None:
@@ -156,6 +172,76 @@ def test_groups_of_a_validation_file_are_the_corpus_groups(tmp_path: Path) -> No
     assert groups(path) == {episode.meta["group"]}
 
 
+def test_the_items_change_places_in_numbers_words_and_selection(tmp_path: Path) -> None:
+    found = read(tmp_path, DEAL, OTHER, permute_items=True)
+    assert [e.id for e in found if isinstance(e, Episode)] == [
+        *("data-1:a", "data-1.1:a", "data-1.2:a", "data-1.3:a", "data-1.4:a", "data-1.5:a"),
+        *("data-1:b", "data-1.1:b", "data-1.2:b", "data-1.3:b", "data-1.4:b", "data-1.5:b"),
+    ]
+    assert [found[0], found[6]] == read(tmp_path, DEAL, OTHER)
+    assert found[3] == Placed(  # books became hats, hats balls, balls books
+        "data-1.3:a",
+        (
+            Turn(PARTNER, "1 2 1 0 4 2"),
+            Turn(AGENT, "i would like 4 balls and you can have the rest ."),
+            Turn(PARTNER, "deal"),
+            Turn(AGENT, "<selection> item0=0 item1=0 item2=4", 8.0),
+        ),
+        True,
+        {
+            "group": f"{OWN} | {PARTNERS}",  # the original's: a split keeps them together
+            "outcome": "deal",
+            "partner": "1 2 1 4 4 1",
+            "points": 8,
+            "order": "hat ball book",
+        },
+        file="data.txt",
+        line=1,
+    )
+    other = found[9]
+    assert isinstance(other, Placed)
+    assert [t.text for t in other.turns] == [
+        *("1 2 1 4 4 1", "i would like 4 balls and you can have the rest .", "deal", "<selection>"),
+        "<selection> item0=1 item1=1 item2=0",
+    ]
+    assert (other.line, other.meta["group"]) == (2, found[0].meta["group"])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_each_number_of_a_selection_moves_with_its_word(order: Order) -> None:
+    """For every selection: of what was n books there are n of what books became, and they are worth the same."""
+    line = _read(
+        "data.txt", 1, f"{OWN} {TALK} YOU: <selection> no agreement <eos> reward=no agreement agree {PARTNERS}"
+    )
+    numbers = line.scenario[0]
+    for items in feasible_allocations(counts(numbers)):
+        text = " ".join(f"{n} {word}" for n, word in zip(items, ITEMS, strict=True))
+        moved = permuted(line._replace(selection=spell_selection(items), talk=(("YOU", text),)), order)
+        theirs = parse_selection(moved.selection)
+        assert theirs is not None
+        assert sorted(moved.talk[0][1].split()) == sorted(text.split())
+        said = moved.talk[0][1].split()
+        assert [said[said.index(word) - 1] for word in ITEMS] == list(map(str, theirs))
+        assert points(moved.scenario[0], theirs) == points(numbers, items)
+    assert permuted(line, order).selection == "<selection> no agreement"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_opposite_order_gives_the_original_back(order: Order) -> None:
+    line = _read("data.txt", 1, DEAL.replace("4 hats", "4 hats, the book's cover, my balls (a hat)"))
+    back: Order = tuple(order.index(kind) for kind in range(3))  # type: ignore[assignment]
+    assert permuted(permuted(line, order), back) == line
+    assert (permuted(line, order) == line) == (order == (0, 1, 2))
+
+
+def test_only_whole_words_are_items_and_a_basketball_is_a_ball() -> None:
+    text = "that hat's mine, chat: bookworm basketballs balls basketball eyeball hats/books ."
+    assert rename(text, (2, 0, 1)) == "that book's mine, chat: bookworm hats hats hat eyeball books/balls ."
+    assert (
+        rename(text, (1, 0, 2)) == "that book's mine, chat: bookworm basketballs balls basketball eyeball books/hats ."
+    )
+
+
 @pytest.fixture(scope="module")
 def published(corpora: Callable[[str], Path]) -> list[Episode | Reject]:
     return list(episodes([corpora("deal_or_no_deal/data.txt")], seed=0))
@@ -196,3 +282,20 @@ def test_people_score_as_published(published: list[Episode | Reject]) -> None:
     assert people["points (agreed)"] == pytest.approx(7.5, abs=0.05)
     assert people["Pareto-optimal %"] == pytest.approx(77.0, abs=1.0)
     assert people["points (all)"] == people["partner's points (all)"]
+
+
+def test_published_dialogues_under_all_orders(corpora: Callable[[str], Path]) -> None:
+    found = list(episodes([corpora("deal_or_no_deal/data.txt")], permute_items=True, seed=0))
+    assert len({e.id for e in found if isinstance(e, Episode)}) == 6 * 11182
+    for original, *copies in zip(*(found[k::6] for k in range(6)), strict=True):
+        assert isinstance(original, Episode)
+        for copy in copies:
+            assert isinstance(copy, Episode)
+            assert copy.meta["group"] == original.meta["group"]
+            assert [t.reward for t in copy.turns] == [t.reward for t in original.turns]
+            assert sorted(copy.turns[0].text) == sorted(original.turns[0].text)
+            items = parse_selection(copy.turns[-1].text)
+            assert (items is None) == (parse_selection(original.turns[-1].text) is None)
+            if copy.meta["outcome"] == "deal" and items is not None:
+                assert points(parse_numbers(copy.turns[0].text), items) == original.total_reward
+                parse_scenario(copy.turns[0].text, copy.meta["partner"])
