@@ -9,13 +9,15 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import repeat
 from typing import Any, Protocol
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from datasets_prep import tokenizer as tk
-from datasets_prep.pieces import splitter
+from datasets_prep.pieces import Pieces, splitter
 from datasets_prep.rejects import Reject
 from datasets_prep.talks import Talks, offsets
 from ilql.types import AGENT, Episode, Turn
@@ -136,9 +138,7 @@ class MarkLayout:
     def __init__(self, tokenizer: Any, actions: dict[str, int]) -> None:
         """actions: stripped text -> id of the action token."""
         ids = tokenizer.backend_tokenizer.token_to_id
-        self._backend = tk.backend_without(tokenizer, actions.values())
-        self._backend.encode_special_tokens = True
-        self._by_piece = splitter(self._backend)
+        self._json = tk.backend_without(tokenizer, actions.values())
         self._actions = actions
         self._marks = {role: ids(mark) for role, mark in tk.MARKS.items()}
         self._memo: dict[tuple[str, str], bytes] = {}
@@ -146,13 +146,19 @@ class MarkLayout:
         self.bos_id: int = tokenizer.bos_token_id
         self.stop_ids: list[int] = [ids(tk.END)]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_memo": {}, "_memo_bytes": 0, "_by_piece": None}
+    @cached_property
+    def _backend(self) -> Tokenizer:
+        backend = Tokenizer.from_str(self._json)
+        backend.encode_special_tokens = True  # the backend does not write this down itself
+        return backend
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._backend.encode_special_tokens = True  # the backend does not write this down itself
-        self._by_piece = splitter(self._backend)
+    @cached_property
+    def _by_piece(self) -> Pieces | None:
+        return splitter(self._backend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_backend", "_by_piece")}
+        return kept | {"_memo": {}, "_memo_bytes": 0}
 
     def lay(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]] | None, header: bool) -> Laid:
         talks = Talks.of([Episode("", turns, tools=tools)])
@@ -216,15 +222,18 @@ class MarkLayout:
 
     def _learn(self, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
         """New turns, each given as its role and content, written and remembered."""
-        single = {text: self._actions.get(text.strip()) for role, text in keys if role == AGENT}
-        texts = list(dict.fromkeys(text for role, text in keys if role != AGENT or single[text] is None))
+        single: dict[str, int] = {}
+        if self._actions:
+            said = {text: self._actions.get(text.strip()) for role, text in keys if role == AGENT}
+            single = {text: action for text, action in said.items() if action is not None}
+        texts = list(dict.fromkeys(text for role, text in keys if role != AGENT or text not in single))
         bodies: dict[str, bytes | None] = dict(self._by_piece(texts)) if self._by_piece else {}
         rest = [text for text in texts if text not in bodies]
         bodies |= zip(rest, self._bodies(rest), strict=True)
         marks, end = {role: _bytes([i]) for role, i in self._marks.items()}, _bytes(self.stop_ids)
         made = {}
         for role, text in keys:
-            action = single[text] if role == AGENT else None
+            action = single.get(text) if role == AGENT else None
             body = _bytes([action]) if action is not None else bodies[text]
             made[role, text] = b"" if body is None else marks[role] + body + (end if action is None else b"")
         size = sum(len(text) + len(turn) for (_, text), turn in made.items())

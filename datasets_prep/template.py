@@ -18,6 +18,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from datasets_prep import tokenizer as tk
@@ -43,7 +44,7 @@ class TemplateLayout:
             self._template: str = tokenizer.get_chat_template()
         except ValueError as error:
             raise InputError(f"tokenizer {name!r} has no usable chat template ({error})") from None
-        self._backend = tk.backend_without(tokenizer, actions.values())
+        self._backend = Tokenizer.from_str(tk.backend_without(tokenizer, actions.values()))
         known = [t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if t is not None]
         if not known:
             raise InputError(f"tokenizer {name!r} has no bos, eos or pad token that could begin a dialogue")

@@ -210,10 +210,10 @@ def action_tokens(tokenizer: Any) -> dict[str, int]:
     return {text: tokenizer.backend_tokenizer.token_to_id(string) for text, string in strings.items()}
 
 
-def backend_without(tokenizer: Any, ids: Iterable[int]) -> Tokenizer:
-    """A private copy of the backend that does not know some added tokens, so that texts never turn into them."""
+def backend_without(tokenizer: Any, ids: Iterable[int]) -> str:
+    """The JSON text of a backend that does not know some added tokens, so that texts never turn into them."""
     hidden = set(ids)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] not in hidden]
     state["truncation"] = state["padding"] = None  # nothing is ever cut or padded behind the encoder's back
-    return Tokenizer.from_str(json.dumps(state))
+    return json.dumps(state)
