@@ -153,7 +153,8 @@ def check_columns(path: Path, columns: Sequence[str]) -> None:
     for name in columns:
         if name not in form.__struct_fields__:
             near = difflib.get_close_matches(name, form.__struct_fields__, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "leave it out, or put it into a struct column 'meta'"
+            hint = f"did you mean {near[0]!r}? If not, " if near else ""
+            hint += "leave it out, or put it into a struct column 'meta'"
             raise InputError(f"{path}: unknown column {name!r}; {hint}")
 
 
