@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-ENOUGH, MORE = 15.0, 3  # seconds that rounds may take in all where there are up to so many times as many as asked
+ENOUGH, MORE = 4.0, 3  # seconds that rounds may take in all where there are up to so many times as many as asked
 
 Steps = Mapping[str, Callable[[], object]]
 

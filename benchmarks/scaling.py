@@ -19,8 +19,8 @@ BASE = Shape("growth", 4, 128, 4, 2_000, 16, mean=128, spread=None)
 AXES: dict[str, tuple[str, tuple[int, ...]]] = {
     "dialogues": ("dialogues", (4, 8, 16, 32, 64)),
     "T": ("mean", (64, 128, 256, 512, 1024)),
-    "V": ("vocabulary", (50, 2_000, 10_000, 50_257, 151_936)),
-    "D": ("width", (64, 128, 256, 512, 768)),
+    "V": ("vocabulary", (50, 2_000, 10_000, 151_936)),
+    "D": ("width", (64, 128, 256, 512)),
 }
 QUICK: dict[str, tuple[str, tuple[int, ...]]] = {"dialogues": ("dialogues", (2, 4)), "V": ("vocabulary", (50, 500))}
 

@@ -262,7 +262,7 @@ def test_every_round_times_all_and_begins_with_another(monkeypatch: pytest.Monke
     order.clear()
     pairs.times(steps, 1, {"a": 0.1, "b": 2.0, "c": 0.06}, least=0.2)
     assert "".join(order) == "aabcccc"
-    for wanted, warm, rounds in ((2, 0.1, 2), (3, 0.1, 9), (3, 1.0, 5), (3, 9.0, 3)):
+    for wanted, warm, rounds in ((2, 0.1, 2), (3, 0.1, 6), (3, 0.3, 4), (3, 9.0, 3)):
         short = pairs.times(steps, wanted, dict.fromkeys("abc", warm))
         assert {len(each) for each in short.values()} == {rounds}
 
