@@ -95,6 +95,8 @@ class TrainConfig:
             raise InputError(
                 "data.cache holds what a frozen trunk computes; set model.freeze to trunk or a number of blocks"
             )
+        if self.model.freeze == "trunk" and getattr(self.hyper, "closing", 1.0) != 1:
+            raise InputError(f"{self.algo}.closing needs dialogues, and data.cache holds decisions; leave one out")
         if self.batch.dialogues is not None and self.model.freeze == "trunk":
             raise InputError("batch.dialogues says nothing to data.cache, which knows decisions; set batch.decisions")
 

@@ -150,6 +150,21 @@ class Batch:
         """The last token of each action, (N): at token steps the action itself."""
         return self.tokens[self.last]
 
+    @property
+    def closing(self) -> Tensor:
+        """Which action tokens lie in the turn that ends their dialogue, behind its first token, (M): what is said to
+        end it, not that it ends. Not known of batches from a cache of the whole trunk."""
+        first = self.state.new_ones(self.n, dtype=torch.bool)  # of the decisions of a turn
+        first[1:] = (self.state[1:] != self.last[:-1]) | (self.discount[:-1] == 0)
+        turn = first.cumsum(0) - 1
+        ends = first.new_zeros(int(turn[-1]) + 1)
+        ends[turn[self.discount == 0]] = True
+        m = len(self.owner)  # the others have no decision
+        opens = first[self.owner] & (self.target[:m] == self.state[self.owner] + 1)
+        out = first.new_zeros(self.m)
+        out[:m] = ends[turn][self.owner] & ~opens
+        return out
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """Move every tensor; `dtype` is for the real numbers (collated in float64), the indices keep theirs."""
 

@@ -222,7 +222,7 @@ def test_what_is_written_reads_back_equal(base: Path, tmp_path: Path, argv: list
 
 def test_only_the_chosen_algorithm_is_written(base: Path) -> None:
     text = dump(load_config(["--config", str(base), "--algo", "bc"]))
-    assert "bc: {}" in text
+    assert "bc:\n  closing: 1.0\n" in text
     assert "ilql:" not in text
     assert "history: full" in text
 

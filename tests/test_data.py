@@ -87,6 +87,24 @@ def test_a_cut_without_a_following_state_is_cloned_but_not_bootstrapped():
     assert (whole.n, whole.m) == (7, 7), "without bootstrapping every transition counts"
 
 
+@pytest.mark.parametrize("history", [None, 1])
+def test_what_closes_a_dialogue_is_its_last_turn_behind_the_first_token(history):
+    for made in (token_row(), utterance_row()):
+        batch = collate([made, made], gamma=0.9, bos=CODE["B"], history=history)
+        assert batch.closing.tolist() == [False, False, False, False, True, True, True] * 2, "`y e E` of `bye`"
+        tail = {"tokens": np.array([*TOKENS, CODE["o"]]), "turn": np.array([*TURNS, 14]), "terminated": False}
+        batch = collate([made | tail, made], gamma=0.9, bos=CODE["B"], history=history)
+        assert batch.closing.tolist() == [False] * 11 + [True] * 3, "a dialogue that was cut off is not closed"
+        batch = collate([made | {"terminated": False}, made], gamma=0.9, bos=CODE["B"], history=history)
+        known = len(batch.owner)  # the tokens behind have no decision, and nobody knows what they close
+        assert batch.closing.tolist() == [False] * (known - 3) + [True] * 3 + [False] * (14 - known)
+
+
+def test_a_turn_of_one_token_closes_a_dialogue_by_itself():
+    batch = collate([row([0, 1, 2, 3, 4], [2, 4], [3, 5], [0, 1])], gamma=0.9, bos=0)
+    assert batch.closing.tolist() == [False, False], "the turn's first token is not counted"
+
+
 def test_decisions_of_a_single_action():
     at = decisions(np.array([2]), np.array([5]), 5, True)
     assert (at.state.tolist(), at.last.tolist(), at.next.tolist(), at.has_next) == ([1], [4], [4], True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ilql import control
+from ilql.algos import limits
 from ilql.algos.bc import BOOTSTRAPS, CRITIC, PER_TOKEN, STEPS, loss, scores
 from ilql.data import Row
 from ilql.types import InputError
@@ -24,11 +25,13 @@ __all__ = ["BOOTSTRAPS", "CRITIC", "PER_TOKEN", "STEPS", "Config", "loss", "scor
 
 @dataclass(frozen=True)
 class Config:
-    """digits: significant digits of a return that is told."""
+    """digits: significant digits of a return that is told. closing: as in `bc`."""
 
     digits: int = 2
+    closing: float = 1.0
 
     def __post_init__(self) -> None:
+        limits.positive("dt.closing", self.closing)
         if not 1 <= self.digits <= 6:
             raise InputError(f"dt.digits is {self.digits}, but must be between 1 and 6")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ilql.algos import limits
 from ilql.algos.bc import BOOTSTRAPS, CRITIC, PER_TOKEN, STEPS, loss, scores
 from ilql.types import InputError
 
@@ -15,10 +16,14 @@ __all__ = ["BOOTSTRAPS", "CRITIC", "PER_TOKEN", "STEPS", "Config", "loss", "scor
 @dataclass(frozen=True)
 class Config:
     """top: the share of dialogues to keep, by undiscounted return. min_return: instead, keep those with at least this
-    return, in the log's units."""
+    return, in the log's units. closing: as in `bc`."""
 
     top: float = 0.1
     min_return: float | None = None
+    closing: float = 1.0
+
+    def __post_init__(self) -> None:
+        limits.positive("filtered_bc.closing", self.closing)
 
 
 def select(returns: np.ndarray, cfg: Config) -> np.ndarray:
