@@ -22,7 +22,7 @@ from datasets_prep.layout import Laid, Layout, MarkLayout, Sheet
 from datasets_prep.rejects import Reject, at
 from datasets_prep.talks import Talks
 from ilql.schema import STEPS
-from ilql.types import Episode, InputError, Turn
+from ilql.types import AGENT, Episode, InputError, Turn
 
 
 class Encoder:
@@ -80,6 +80,12 @@ class Encoder:
         """What `state` says, and where the actions among the turns are."""
         check.check_turns(turns)
         return self.layout.lay(turns, tools, header=True)
+
+    def action(self, turns: Sequence[Turn], text: str) -> list[int]:
+        """The tokens of the agent's next turn where it says `text`, its end included: an action of `encode`."""
+        laid = self.open([*turns, Turn(AGENT, text)])
+        _, start, end = laid.spans[-1]
+        return laid.tokens[start:end]
 
     def note(self, text: str) -> list[int]:
         """A text that is no turn of the dialogue, for the agent alone, as tokens. Raises InputError where the tokenizer

@@ -8,13 +8,14 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -22,6 +23,7 @@ from datasets_prep.encode import Encoder
 from datasets_prep.layout import called
 from datasets_prep.rejects import Reject
 from ilql import control
+from ilql.closed import Closed, choose
 from ilql.data import collate, crop, longest_window
 from ilql.generation import Choice, Generator, uniform
 from ilql.model import ILQLModel
@@ -86,6 +88,8 @@ class LMPolicy:
     weights instead of all. Sampling draws from torch's global generator, max_new_tokens numbers a dialogue.
     target_return: the undiscounted return, in the log's units, that an agent that is told one (`dt`) is to reach in the
     whole dialogue; None: the largest of its training data. Rewards on the agent's turns are taken off as they come.
+    closed: what may be said, see `ilql.closed`. An utterance of a closed set is chosen as a whole, by beta, temperature
+    and support as ever. closed_best: there the likeliest is taken, even where other utterances are sampled.
     """
 
     def __init__(
@@ -101,6 +105,8 @@ class LMPolicy:
         max_new_tokens: int = 64,
         batch_size: int = 64,
         target_return: float | None = None,
+        closed: Closed | None = None,
+        closed_best: bool = False,
     ) -> None:
         if not 0 < temperature < math.inf:
             raise InputError(f"temperature is {temperature}, but must be above 0; for the argmax use greedy decoding")
@@ -120,6 +126,7 @@ class LMPolicy:
         self.model, self.encoder, self.greedy, self.batch_size = model, encoder, greedy, batch_size
         self.max_new_tokens = max_new_tokens
         self.choice = Choice(beta, None if greedy else temperature, support_top_k, support_top_p)
+        self.closed, self.closed_choice = closed, replace(self.choice, temperature=None) if closed_best else self.choice
         self.generator = Generator(model, pad=encoder.pad_id, ends=encoder.end_ids)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.cut = 0  # dialogues whose oldest turns did not fit the context
@@ -153,7 +160,47 @@ class LMPolicy:
 
     def respond(self, dialogues: Sequence[Sequence[Turn]]) -> list[str]:
         """One utterance a dialogue."""
-        return [self.encoder.text(ids) for ids in self.complete([self.prompt(turns) for turns in dialogues])]
+        prompts = [self.prompt(turns) for turns in dialogues]
+        if self.closed is None:
+            return [self.encoder.text(ids) for ids in self.complete(prompts)]
+        draws = self.closed_choice.temperature is not None
+        noise = uniform(len(prompts), 1).squeeze(1) if draws else None  # a number a dialogue, chosen for or not
+        sets = [self.closed(turns, "") for turns in dialogues]
+        talking = [i for i, some in enumerate(sets) if some is None]
+        said = [""] * len(dialogues)
+        for i, ids in zip(talking, self.complete([prompts[i] for i in talking]), strict=True):
+            said[i] = self.encoder.text(ids)
+            sets[i] = self.closed(dialogues[i], said[i])
+        chosen = {i: some for i, some in enumerate(sets) if some is not None}
+        with _dialogues():
+            answers = [[self.encoder.action(dialogues[i], text) for text in some] for i, some in chosen.items()]
+        drawn = None if noise is None else noise[list(chosen)]
+        places = self.among([prompts[i] for i in chosen], answers, drawn)
+        for (i, some), k in zip(chosen.items(), places, strict=True):
+            said[i] = some[k]
+        return said
+
+    def among(
+        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], noise: Tensor | None = None
+    ) -> list[int]:
+        """Which of its answers, given as tokens, each prompt gets. noise: (prompts), as for `ilql.closed.choose`."""
+        for prompt, some in zip(prompts, answers, strict=True):
+            longest = max(map(len, some))
+            if self.context is not None and len(prompt) + longest > self.context:
+                raise InputError(
+                    f"an utterance to choose from has {longest} tokens, and the dialogue {len(prompt)}: together more "
+                    f"than the model's context of {self.context}; raise max_new_tokens, which is set aside for answers"
+                )
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        chosen = [0] * len(prompts)
+        for part in (order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)):
+            drawn = None if noise is None else noise[part]
+            places = choose(
+                self.model, [prompts[i] for i in part], [answers[i] for i in part], self.closed_choice, drawn
+            )
+            for i, k in zip(part, places, strict=True):
+                chosen[i] = k
+        return chosen
 
     def complete(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """The tokens of one utterance a prompt, its end included. Prompts of like length share a batch; greedy decoding

@@ -30,6 +30,7 @@ from ilql.scoreboard import PARTNER_ROW, Row, one, several
 from ilql.types import Episode, InputError, Policy
 
 DTYPES = ("float32", "bfloat16")
+CLOSED = ("sample", "best")
 FILES = ("scenarios", "exclude", "words")  # arguments of environments that are paths
 HEADLINE = {1: "return", 2: "points (all)"}  # by the number of seats; the column whose gain over the partner is told
 
@@ -42,6 +43,8 @@ class EvalConfig:
     dtype: of the weights, one of DTYPES; probabilities and scores are in float32 whatever it is.
     partner: run folder of the partner in a game; None: the run's own actor. Both sides share temperature, greediness,
         `max_new_tokens` and `dtype`; the support limits are the run's alone (at `beta` 0 they have no effect).
+    closed: both sides choose what a game allows only some utterances for among these, as wholes: "sample" as other
+        utterances are chosen, "best" the likeliest always; None: token by token, as all else.
     target_return: what the run is told to reach, see `LMPolicy`; a partner that is told one is told its default.
     output: folder to make; None: the next free `eval/ENV-N` in the run folder.
     """
@@ -53,6 +56,7 @@ class EvalConfig:
     beta: Sequence[float] = (0.0,)
     greedy: bool = False
     temperature: float = 1.0
+    closed: str | None = None
     support_top_k: int | None = None
     support_top_p: float | None = None
     partner: Path | None = None
@@ -115,6 +119,8 @@ def _evaluate(cfg: EvalConfig) -> Played:
     arguments = envs.arguments(cfg.env, _recorded(cfg), cfg.env_args)
     factory = module.make(**arguments)
     shared: dict[str, Any] = {"greedy": cfg.greedy, "temperature": cfg.temperature}
+    if cfg.closed is not None:
+        shared |= {"closed": module.closed, "closed_best": cfg.closed == "best"}
     shared |= {"max_new_tokens": cfg.max_new_tokens, "dtype": getattr(torch, cfg.dtype)}
     own: dict[str, Any] = {"support_top_k": cfg.support_top_k, "support_top_p": cfg.support_top_p}
     own |= {"target_return": cfg.target_return}
@@ -180,6 +186,8 @@ def _settings(cfg: EvalConfig, arguments: Mapping[str, Any], seats: int) -> dict
         "max_new_tokens": cfg.max_new_tokens,
         "dtype": cfg.dtype,
     }
+    if cfg.closed is not None:
+        settings["closed"] = cfg.closed
     if cfg.target_return is not None:
         settings["target_return"] = cfg.target_return
     if seats == 2:
@@ -227,6 +235,9 @@ def _check(cfg: EvalConfig) -> None:
     need(cfg.dtype in DTYPES, "--dtype", cfg.dtype, f"one of {', '.join(DTYPES)}")
     target = cfg.target_return
     need(target is None or math.isfinite(target), "--target-return", target, "a finite number")
+    need(cfg.closed in (None, *CLOSED), "--closed", cfg.closed, f"one of {', '.join(CLOSED)}")
+    if cfg.closed is not None and not hasattr(envs.find(cfg.env), "closed"):
+        raise InputError(f"--closed: {cfg.env} has no closed sets of utterances; leave it out")
     need(cfg.max_new_tokens >= 1, "--max-new-tokens", cfg.max_new_tokens, "at least 1")
     if cfg.output is not None and cfg.output.exists():
         raise InputError(f"--output {cfg.output} exists; choose another folder, nothing is overwritten")
@@ -285,6 +296,7 @@ def _parser() -> Parser:
     add("--beta", type=float, nargs="+", default=[0.0], help="weights of the advantage; 0 is the actor (default 0)")
     add("--greedy", action="store_true", help="the likeliest token instead of sampling")
     add("--temperature", type=float, default=1.0, help="of sampling (default 1)")
+    add("--closed", metavar="HOW", help=f"choose selections among all that the game allows: {' or '.join(CLOSED)}")
     add("--support-top-k", type=int, metavar="K", help="only among the actor's K likeliest tokens")
     add("--support-top-p", type=float, metavar="P", help="only among the actor's likeliest tokens of mass P")
     add("--target-return", type=float, metavar="R", help="what a run of dt is told to reach (default: its data's best)")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,17 @@ import torch
 
 from datasets_prep.encode import Encoder
 from ilql import control
+from ilql.closed import Closed
 from ilql.command import Parser, guard
 from ilql.data import collate, crop, longest_window
 from ilql.decode import LMPolicy, load
+from ilql.envs import ENVS
 from ilql.learner import check_fits
 from ilql.model import ILQLModel
 from ilql.order import times
 from ilql.report import Interval, bootstrap, table
 from ilql.rows import Mix, Rows
-from ilql.types import InputError
+from ilql.types import AGENT, PARTNER, InputError, Turn
 
 RESAMPLES = 2000
 
@@ -52,7 +56,7 @@ def agent_turns(row: dict[str, Any]) -> np.ndarray:
 
 
 @torch.no_grad()
-def read_turns(model: ILQLModel, bos: int, rows: Rows | Mix, batch_rows: int = 32) -> list[Turns]:
+def read_turns(model: ILQLModel, bos: int, rows: Sequence[dict[str, Any]], batch_rows: int = 32) -> list[Turns]:
     """Values and likelihoods of every dialogue of a split."""
     found: list[Turns] = []
     head: Any = model.get_output_embeddings()
@@ -158,16 +162,40 @@ def judge(turns: Sequence[Turns], thresholds: Sequence[float]) -> list[dict[str,
     return lines
 
 
-def last_turn_matches(policy: LMPolicy, rows: Rows | Mix) -> list[bool]:
-    """Whether the policy's reply at each dialogue's last turn of the agent equals the logged one, token for token."""
+def last_turn_matches(policy: LMPolicy, rows: Sequence[dict[str, Any]]) -> list[bool]:
+    """Whether the policy's reply at each dialogue's last turn of the agent equals the logged one, token for token.
+
+    A policy that chooses of closed sets chooses of the one that the logged utterance is of: what it would have said
+    there, had it too come to say something of this kind.
+    """
     prompts, wanted = [], []
+    sets: list[list[list[int]] | None] = []
     for i in range(len(rows)):
         row = rows[i]
         begin = int(row["start"][agent_turns(row)[-1]])
         turn = row["turn"][row["turn"] <= begin]  # the last one: the open turn, maybe without a header
         prompts.append(crop(row["tokens"][:begin].tolist(), turn.tolist(), policy.model.config.history))
         wanted.append(row["tokens"][begin : int(row["end"][-1])].tolist())
-    return [reply == logged for reply, logged in zip(policy.complete(prompts), wanted, strict=True)]
+        sets.append(None if policy.closed is None else _closed(policy, row, turn, wanted[-1]))
+    free = [i for i, some in enumerate(sets) if some is None]
+    replies = dict(zip(free, policy.complete([prompts[i] for i in free]), strict=True))
+    answers = {i: some for i, some in enumerate(sets) if some is not None}
+    if answers:
+        places = policy.among([prompts[i] for i in answers], list(answers.values()))
+        replies |= {i: some[k] for (i, some), k in zip(answers.items(), places, strict=True)}
+    return [replies[i] == logged for i, logged in enumerate(wanted)]
+
+
+def _closed(policy: LMPolicy, row: dict[str, Any], turn: np.ndarray, logged: list[int]) -> list[list[int]] | None:
+    """The closed set of a logged utterance, as tokens, by what the turns before it (their beginnings and, last, its
+    own) say under our own tokenizers; None where there is none."""
+    encoder, acted = policy.encoder, set(row["start"].tolist())
+    turns = []
+    for begin, end in pairwise(turn.tolist()):
+        role = AGENT if acted & set(range(begin, end)) else PARTNER
+        turns.append(Turn(role, encoder.text(row["tokens"][begin:end].tolist()).strip()))
+    some = policy.closed(turns, encoder.text(logged).strip()) if policy.closed and turns else None
+    return None if some is None else [encoder.action(turns, text) for text in some]
 
 
 def report(
@@ -178,36 +206,70 @@ def report(
     betas: Sequence[float],
     top_k: int | None,
     weights: Sequence[float] | None = None,
+    where: Mapping[str, str] | None = None,
+    closed: bool = False,
 ) -> str:
     """Tables about one split of datasets, for a run (or model) folder: each by itself, and all together.
 
-    weights: how often the dialogues of each count among all together, as in `DataConfig`.
+    weights: how often the dialogues of each count among all together, as in `DataConfig`. where: only dialogues whose
+    `meta` has these values. closed: choose the last turn of the closed set that the corpus' game offers there.
     """
     model, encoder = load(run)
     rows = _open(data, split, run, encoder)
     if model.config.control is not None:  # told what came of it
         rows = Mix(rows.parts, partial(control.prepare, note=encoder.note, digits=model.config.control["digits"]))
-    check_fits(model, max(longest_window(row, model.config.history) for row in rows), encoder.vocab_size)
-    turns = read_turns(model, encoder.bos_id, rows)
+    kept = {i: k for k, i in enumerate(_where(rows, where or {}))}
+    chosen = [rows[i] for i in kept] if where else rows
+    check_fits(model, max(longest_window(row, model.config.history) for row in chosen), encoder.vocab_size)
+    turns = read_turns(model, encoder.bos_id, chosen)
     matches = {}
     for beta in betas:
-        policy = LMPolicy(model, encoder, beta=beta, greedy=True, support_top_k=top_k)
-        matches[beta] = last_turn_matches(policy, rows)
+        game = _game(rows) if closed else None
+        policy = LMPolicy(model, encoder, beta=beta, greedy=True, support_top_k=top_k, closed=game)
+        matches["closed set" if closed else "greedy", beta] = last_turn_matches(policy, chosen)
     out = []
-    for name, which in _pools(rows, weights):
+    for name, every in _pools(rows, weights):
+        which = [kept[i] for i in every if i in kept]
         out += [name] if len(data) > 1 else []
-        some = [turns[i] for i in which]
-        groups = [t.group for t in some]
-        if model.v is not None:
-            out.append(table(judge(some, thresholds)))
-        lines = []
-        for beta, match in matches.items():
-            share = bootstrap([100.0 * match[i] for i in which], groups=groups)
-            lines.append({"greedy": f"beta {beta:g}", "last turn equals the log's, %": share})
-        out.append(table(lines))
-        nll = bootstrap([t.nll for t in some], groups=groups)
-        out.append(f"{len(some)} dialogues; the actor's nll a token, mean over dialogues: {nll} nats")
+        out += _tables([turns[i] for i in which], {k: [m[i] for i in which] for k, m in matches.items()}, thresholds)
     return "\n\n".join(out)
+
+
+def _tables(
+    turns: Sequence[Turns], matches: Mapping[tuple[str, float], Sequence[bool]], thresholds: Sequence[float]
+) -> list[str]:
+    """What is printed about some dialogues. matches: by how and with what beta the last turn was chosen."""
+    if not turns:  # of this folder
+        return ["no dialogue"]
+    groups = [t.group for t in turns]
+    out = [] if np.isnan(turns[0].value).any() else [table(judge(turns, thresholds))]
+    lines = []
+    for (how, beta), match in matches.items():
+        share = bootstrap([100.0 * hit for hit in match], groups=groups)
+        lines.append({how: f"beta {beta:g}", "last turn equals the log's, %": share})
+    nll = bootstrap([t.nll for t in turns], groups=groups)
+    return [*out, table(lines), f"{len(turns)} dialogues; the actor's nll a token, mean over dialogues: {nll} nats"]
+
+
+def _where(rows: Mix, where: Mapping[str, str]) -> list[int]:
+    """The dialogues whose meta has these values, as text. Raises InputError where there is none."""
+    kept = list(range(len(rows)))
+    for key, value in where.items():
+        found = {i: str(json.loads(rows[i]["meta"]).get(key)) for i in kept}
+        kept = [i for i in kept if found[i] == value]
+        if not kept:
+            common = [text for text, _ in Counter(found.values()).most_common(5)]
+            raise InputError(f"--where {key}={value}: no dialogue is left; {key} is {', '.join(common)}")
+    return kept
+
+
+def _game(rows: Mix) -> Closed:
+    """What closed sets the game of the corpus has. Raises InputError where it has none."""
+    name = rows.parts[0].manifest["corpus"]
+    closed = getattr(ENVS.get(name), "closed", None)
+    if closed is None:
+        raise InputError(f"--closed: {name} has no game with closed sets of utterances; leave it out")
+    return closed  # type: ignore[no-any-return]
 
 
 def _open(data: Sequence[str | Path], split: str, run: str | Path, encoder: Encoder) -> Mix:
@@ -260,6 +322,8 @@ def _parser() -> Parser:
         "--threshold", type=float, nargs="+", default=[1.0], help="returns from which a dialogue ends well"
     )
     parser.add_argument("--beta", type=float, nargs="+", default=[0.0], help="of the greedy replies that are compared")
+    parser.add_argument("--closed", action="store_true", help="choose the last turn among all that the game allows")
+    parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help="dialogues whose meta says this")
     parser.add_argument("--support-top-k", type=int, metavar="K", help="only among the actor's K likeliest tokens")
     return parser
 
@@ -271,7 +335,14 @@ def _main(argv: Sequence[str]) -> int:
     weights = args.weights
     if weights is not None and (len(weights) != len(args.data) or not all(0 < w < math.inf for w in weights)):
         raise InputError("--weights needs one number above 0 for each folder of --data")
-    text = report(args.run, args.data, args.split, args.threshold, args.beta, args.support_top_k, weights)
+    where = {}
+    for text in args.where:
+        key, mark, value = text.partition("=")
+        if not mark:
+            raise InputError(f"--where {text}: write it as KEY=VALUE")
+        where[key] = value
+    bounds = args.threshold, args.beta, args.support_top_k
+    text = report(args.run, args.data, args.split, *bounds, weights, where, args.closed)
     print(text)
     print("\n95 % bootstrap intervals over groups of dialogues")
     return 0

@@ -271,6 +271,54 @@ def test_equal_states_are_answered_once_where_that_is_the_same(model, encoder, m
     assert len(set(drawn[:5])) > 1, "sampled answers are drawn apart"
 
 
+def test_a_closed_set_is_chosen_from_and_free_talk_stays_free(encoder):
+    """Three states: one where only some may be said, one whose own utterance opens the set, one that is free."""
+    model = make(encoder)
+    few = ["yes", "no", "maybe so"]
+    dialogues = [[Turn("user", "hi")], [Turn("user", "ok then")], [Turn("user", "well, well")]]
+    free = LMPolicy(model, encoder, greedy=True, max_new_tokens=6).respond(dialogues)
+
+    def offers(turns: Any, utterance: str) -> list[str] | None:
+        return few if turns[0].text == "hi" or (utterance and utterance == free[1]) else None
+
+    said = LMPolicy(model, encoder, greedy=True, max_new_tokens=6, beta=2.0, closed=offers)
+    alone = LMPolicy(model, encoder, greedy=True, max_new_tokens=6, closed=offers)
+    for policy in (said, alone):
+        got = policy.respond(dialogues)
+        plain = LMPolicy(model, encoder, greedy=True, max_new_tokens=6, beta=policy.choice.beta).respond(dialogues)
+        assert got[2] == plain[2]
+        logp = []
+        for text in few:
+            ids = encoder.action(dialogues[0], text)
+            prompt = torch.tensor([[*policy.prompt(dialogues[0]), *ids]])
+            with torch.no_grad():
+                scores = model(prompt, beta=policy.choice.beta).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
+            logp.append(float(scores[torch.arange(len(ids)), ids].sum()))
+        assert got[0] == few[max(range(3), key=logp.__getitem__)]
+    assert alone.respond(dialogues)[1] in few
+
+
+def test_draws_of_a_closed_set_follow_the_seed_and_the_best_needs_none(encoder):
+    model = make(encoder)
+    few = ["a", "b", "c", "d"]
+    state = [[Turn("user", "hi")]] * 40
+
+    def said(**options: Any) -> list[str]:
+        torch.manual_seed(3)
+        return LMPolicy(model, encoder, closed=lambda turns, text: few, **options).respond(state)
+
+    assert said() == said(batch_size=7)
+    assert len(set(said(temperature=5.0))) > 1
+    assert said(closed_best=True) == said(greedy=True) == [said(greedy=True)[0]] * 40
+
+
+def test_a_closed_set_needs_room(encoder):
+    model = make(encoder, context=16)
+    policy = LMPolicy(model, encoder, max_new_tokens=2, closed=lambda turns, text: ["y" * 12])
+    with pytest.raises(InputError, match="together more than the model's context of 16"):
+        policy.respond([[Turn("user", "hello")]])
+
+
 def test_temperature_sharpens(model, encoder):
     greedy = LMPolicy(model, encoder, greedy=True, max_new_tokens=5).respond(states())
     assert LMPolicy(model, encoder, temperature=1e-6, max_new_tokens=5).respond(states()) == greedy

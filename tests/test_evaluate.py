@@ -14,8 +14,9 @@ from datasets_prep import chat, tokenizer
 from datasets_prep.encode import Encoder
 from ilql import decode
 from ilql.build import ModelConfig, build
+from ilql.envs import deal_or_no_deal as dond
 from ilql.evaluate import main
-from ilql.types import Episode, Policy
+from ilql.types import PARTNER, Episode, Policy, Turn
 from tests.scripted import Scripted, grabber, negotiator, walker
 
 FIRST, SECOND = "1 0 4 2 1 2", "1 4 4 1 1 2"
@@ -234,6 +235,18 @@ def test_a_game_is_played_in_both_seats_against_the_partner(run: Path, loads: An
     assert ours["agreement %"]["mean"] == 100.0
 
 
+@pytest.mark.parametrize("how", ["sample", "best"])
+def test_both_sides_choose_of_closed_sets(run: Path, loads: Any, scenarios: Path, how: str) -> None:
+    calls = loads(lambda folder, **options: negotiator(wants=True))
+    command = [str(run), "--env", "deal_or_no_deal", "--scenarios", str(scenarios), "--episodes", "1", "--quiet"]
+    assert main([*command, "--closed", how]) == 0
+    assert [call["closed"] for call in calls] == [dond.closed] * 2
+    assert [call["closed_best"] for call in calls] == [how == "best"] * 2
+    assert report(run / "eval" / "deal_or_no_deal-1")["settings"]["closed"] == how
+    assert main(command) == 0
+    assert "closed" not in report(run / "eval" / "deal_or_no_deal-2")["settings"]
+
+
 def test_a_games_transcripts_tell_the_sides(run: Path, loads: Any, scenarios: Path) -> None:
     loads(lambda folder, **options: negotiator(wants=options["beta"] > 0))
     command = [str(run), "--env", "deal_or_no_deal", "--scenarios", str(scenarios), "--episodes", "1", "--beta", "2"]
@@ -270,6 +283,8 @@ def test_games_without_a_deal_have_no_points_where_agreed(run: Path, loads: Any,
         (["--env", "maze", "--support-top-p", "1.5"], "--support-top-p is 1.5"),
         (["--env", "maze", "--support-top-k", "0"], "--support-top-k is 0"),
         (["--env", "maze", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["--env", "maze", "--closed", "best"], "--closed: maze has no closed sets of utterances"),
+        (["--env", "deal_or_no_deal", "--closed", "all"], "--closed is all, but must be one of sample, best"),
         (["--env", "maze", "--dtype", "float8"], "--dtype is float8, but must be one of float32, bfloat16"),
         (["--env", "maze", "--episods", "5"], "unknown option '--episods': did you mean '--episodes'?"),
         (["--env", "maze", "--env-arg", "observation"], "write it as KEY=VALUE"),
@@ -326,6 +341,10 @@ def test_a_real_model_plays(tmp_path: Path, scenarios: Path) -> None:
     found = [episode for episode in chat.episodes([one]) if isinstance(episode, Episode)]
     assert len(found) == 8
     assert {episode.meta["outcome"] for episode in found} == {"turn_limit"}
+    # What the actor says anything of is followed by a selection where the game asks for one.
+    policy = decode.load_policy(folder, closed=dond.closed, max_new_tokens=4)
+    state = [Turn(PARTNER, FIRST), Turn(PARTNER, "<selection>")]
+    assert all(said == dond.NO_AGREEMENT or dond.parse_selection(said) for said in policy.respond([state] * 8))
 
 
 def test_the_script_runs_from_anywhere(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ ORDER = (
     "ilql.lean",
     "ilql.kv",
     "ilql.generation",
+    "ilql.closed",
     "ilql.build",
     "ilql.compiled",
     "ilql.backups",

@@ -8,16 +8,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from datasets_prep import tokenizer as tk
+from datasets_prep.build import Options
+from datasets_prep.build import build as build_dataset
 from datasets_prep.encode import Encoder
 from ilql import ope
+from ilql.build import ModelConfig, build
+from ilql.closed import log_chances
 from ilql.decode import load, score
+from ilql.envs import deal_or_no_deal as dond
+from ilql.generation import Choice
 from ilql.report import Interval
 from ilql.rows import Rows
 from ilql.trainer import train
-from ilql.types import Episode, Turn
+from ilql.types import PARTNER, Episode, Turn
+from tests.prep import test_deal_or_no_deal as corpus
 from tests.tiny import config, dataset, write_rows
 
 
@@ -179,8 +187,75 @@ def test_the_last_turn_is_asked_for_behind_its_own_window() -> None:
         asked.extend(prompts)
         return [[9, 2]] * len(prompts)
 
-    policy: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(history=1)), complete=complete)
+    model = SimpleNamespace(config=SimpleNamespace(history=1))
+    policy: Any = SimpleNamespace(model=model, complete=complete, closed=None)
     row = {"tokens": [0, 4, 5, 6, 7, 8, 9, 2], "turn": [1, 3, 4, 6], "start": [3, 6], "end": [4, 8]}  # no header
     rows: Any = [{name: np.array(column) for name, column in row.items()}]
     assert ope.last_turn_matches(policy, rows) == [True]
     assert asked == [[0, 7, 8]]
+
+
+@pytest.fixture(scope="module")
+def deals(tmp_path_factory):
+    """A negotiation corpus in bytes: two deals and one line without, and a run that reads it."""
+    folder = tmp_path_factory.mktemp("deals")
+    lines = [corpus.DEAL, corpus.OTHER, corpus.DEAL.replace(" agree ", " disagree ")]
+    (folder / "data.txt").write_text("\n".join(lines) + "\n")
+    data = folder / "data"
+    build_dataset(Options("deal_or_no_deal", data, [folder / "data.txt"], tokenizer="byte"))
+    encoder = Encoder.from_folder(data / "tokenizer")
+    ids = {"vocab_size": encoder.vocab_size, "bos_id": encoder.bos_id, "pad_id": encoder.pad_id}
+    torch.manual_seed(0)
+    shape = ModelConfig(layers=1, width=16, heads=2, context=384, dtype="float64")
+    model = build(shape, **ids, end_ids=encoder.end_ids, history=None)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    model.save_pretrained(folder / "model")
+    encoder.tokenizer.save_pretrained(folder / "model")
+    return folder / "model", data
+
+
+def test_the_logged_selection_is_compared_with_the_likeliest_that_may_be_made(deals):
+    folder, data = deals
+    model, encoder = load(folder, dtype=torch.float64)
+    policy = ope.LMPolicy(model, encoder, greedy=True, closed=dond.closed)
+    every = dond.closed([Turn(PARTNER, corpus.OWN), Turn(PARTNER, "<selection>")], "")
+    answers = [encoder.action([Turn(PARTNER, "x")], text) for text in every or []]
+    for row in Rows(data, "train"):
+        begin = int(row["start"][ope.agent_turns(row)[-1]])
+        state, logged = row["tokens"][:begin].tolist(), row["tokens"][begin:].tolist()
+        best = int(log_chances(model, [state], [answers], Choice())[0].argmax())
+        assert ope.last_turn_matches(policy, [row]) == [logged == answers[best]]
+        likeliest, other = (
+            row
+            | {
+                "tokens": np.array([*state, *answer], np.int32),
+                "start": np.append(row["start"][row["start"] < begin], begin),
+                "end": np.append(row["end"][row["end"] <= begin], begin + len(answer)),
+            }
+            for answer in (answers[best], answers[best - 1])
+        )
+        assert ope.last_turn_matches(policy, [likeliest, other]) == [True, False]
+
+
+def test_only_the_dialogues_asked_for_are_judged(deals, run, capsys):
+    folder, data = deals
+    command = [str(folder), "--data", str(data), "--split", "train"]
+    assert ope.main(command) == 0
+    assert "3 dialogues; " in capsys.readouterr().out
+    assert ope.main([*command, "--where", "outcome=deal", "--closed"]) == 0
+    out = capsys.readouterr().out
+    assert "2 dialogues; " in out
+    assert "closed set" in out
+    assert ope.main([*command, "--where", "outcome=deal", "points=6"]) == 0
+    assert "1 dialogues; " in capsys.readouterr().out
+    for options, says in (
+        (["--where", "outcome=sold"], "--where outcome=sold: no dialogue is left; outcome is deal, disagree"),
+        (["--where", "outcome"], "--where outcome: write it as KEY=VALUE"),
+    ):
+        assert ope.main([*command, *options]) == 2
+        assert says in capsys.readouterr().err
+    other, tiny_data = run
+    assert ope.main([str(other), "--data", str(tiny_data), "--closed"]) == 2
+    assert "--closed: tiny has no game with closed sets" in capsys.readouterr().err

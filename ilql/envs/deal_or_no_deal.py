@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ilql.types import Episode, InputError, Reply
+from ilql.types import Episode, InputError, Reply, Turn
 
 SEATS = 2
 ITEMS = ("book", "hat", "ball")
@@ -94,6 +94,20 @@ def feasible_allocations(total: Items) -> Iterator[Items]:
     """Every pick that one side may make of the counts; the other side gets the rest."""
     books, hats, balls = (range(count + 1) for count in total)
     return itertools.product(books, hats, balls)
+
+
+def closed(turns: Sequence[Turn], utterance: str) -> list[str] | None:
+    """All selections of the seat whose dialogue this is: where it has heard that the talk is closed, and where it is
+    about to close it. None where it may talk, and where the dialogue does not begin with its numbers.
+    """
+    heard = bool(turns) and not turns[-1].is_action and turns[-1].text.strip() == SELECTION
+    if not heard and not utterance.lstrip().startswith(SELECTION):
+        return None
+    try:
+        numbers = parse_numbers(turns[0].text)
+    except (IndexError, ValueError):
+        return None
+    return [*map(spell_selection, feasible_allocations(counts(numbers))), NO_AGREEMENT]
 
 
 def pareto_optimal(scenario: Scenario, scores: tuple[float, float]) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from ilql.envs import deal_or_no_deal as dond
 from ilql.envs.deal_or_no_deal import DealOrNoDeal, group, load_scenarios, make, metrics, pareto_optimal, summary
 from ilql.rollout import selfplay
-from ilql.types import PARTNER, Episode, InputError, Reply, Turn
+from ilql.types import AGENT, PARTNER, Episode, InputError, Reply, Turn
 from tests.scripted import grabber, negotiator
 
 FIRST, SECOND = "1 0 4 2 1 2", "1 4 4 1 1 2"
@@ -51,6 +51,21 @@ def test_a_published_dialogue_played_again() -> None:
     }
     with pytest.raises(RuntimeError, match="call reset"):
         table.move("deal")
+
+
+def test_a_selection_is_one_of_all_that_may_be_made() -> None:
+    seat = [Turn(PARTNER, FIRST), Turn(PARTNER, "deal")]
+    every = dond.closed([*seat, Turn(PARTNER, "<selection>")], "")
+    assert every is not None
+    assert len(every) == len(set(every)) == 2 * 5 * 2 + 1
+    assert every[-1] == dond.NO_AGREEMENT
+    assert {dond.parse_selection(text) for text in every[:-1]} == set(dond.feasible_allocations((1, 4, 1)))
+    assert dond.closed(seat, "<selection> item0=7 i want") == dond.closed(seat, " <selection>") == every
+    assert dond.closed(seat, "") is None
+    assert dond.closed(seat, "i take <selection>") is None
+    assert dond.closed([], "") is None
+    assert dond.closed([Turn(PARTNER, "hello"), Turn(PARTNER, "<selection>")], "") is None, "no numbers, no set"
+    assert dond.closed([*seat, Turn(AGENT, "<selection>")], "") is None, "only the partner's word closes the talk"
 
 
 def test_the_points_stay_with_their_seats_when_seat_1_closes() -> None:
