@@ -48,6 +48,7 @@ def join(batches: Sequence[Batch]) -> Batch:
             torch.cat([b.run.position for b in batches]),
             beside([b.run.segments for b in batches]),
         ),
+        first=torch.cat([b.first for b in batches]),
         ids=[name for b in batches for name in b.ids],
         hidden=None if batches[0].hidden is None else torch.cat([b.hidden for b in batches if b.hidden is not None]),
         **{name: index(name, tokens) for name in ("state", "last", "next")},

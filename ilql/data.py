@@ -109,7 +109,8 @@ class Batch:
     are read at target - 1; owner (M') the decision of each of the first M' action tokens: action tokens without a
     decision (an algorithm that bootstraps cannot use a transition whose next state was not logged) come last, for
     behaviour cloning only; state, last, next (N) positions; reward, discount, ret (N); floor (N): the return to go
-    where the dialogue terminated, -inf where it was cut off and nobody knows the rest; ids: the dialogues.
+    where the dialogue terminated, -inf where it was cut off and nobody knows the rest; first (N): whether it is its
+    dialogue's first; ids: the dialogues.
 
     run: what the trunk has to compute, which is what pieces share only once; where (T): the row of the trunk's output
     that holds a position's h_t. hidden: what a frozen part of the trunk gives for `run`, stored; where that is the
@@ -127,6 +128,7 @@ class Batch:
     discount: Tensor
     ret: Tensor
     floor: Tensor
+    first: Tensor
     run: Run
     where: Tensor
     ids: Sequence[str]
@@ -307,6 +309,7 @@ def _steps(
         "discount": discount,
         "ret": ret,
         "floor": ret if row["terminated"] else np.full(len(ret), -np.inf),
+        "first": np.arange(len(ret)) == 0,
     }
 
 

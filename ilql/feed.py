@@ -20,6 +20,7 @@ from ilql.border import Dialogues
 from ilql.cached import Cache, open_cache
 from ilql.config import TrainConfig
 from ilql.data import Batch, collate, longest_window
+from ilql.diagnostics import highest
 from ilql.frozen import TRUNK
 from ilql.model import ILQLModel
 from ilql.order import BatchConfig, Order
@@ -71,7 +72,8 @@ class Feed:
     """rows (dialogues, or decisions from caches) and their order; validation: the fixed batches of this process;
     manifests: of the datasets; mixture: what each of several gives to an epoch; digests: of every dataset's and cache's
     manifest; longest: tokens of the longest piece that a dialogue is read in; fields: what the algorithm adds to the
-    model's config; advice: what about the data does not suit the algorithm's options."""
+    model's config; advice: what about the data does not suit the algorithm's options; most: the largest value
+    that can be believed, in the log's units (see `ilql.diagnostics`)."""
 
     rows: Picked | Decisions | Dialogues
     order: Order
@@ -84,6 +86,7 @@ class Feed:
     fields: dict[str, Any] = field(default_factory=dict)
     advice: str | None = None
     caches: list[Cache] = field(default_factory=list)
+    most: float = math.inf
     mixture: str | None = None
 
     def check_trunk(self, model: ILQLModel, cfg: TrainConfig) -> None:
@@ -137,7 +140,15 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     advice = advise(mix.returns * cfg.data.reward_scale, cfg.hyper) if advise else None
     facts = fields(mix.returns, cfg.hyper) if fields else {}
     manifests = [part.manifest for part in parts]
-    feed = partial(Feed, encoder=encoder, manifests=manifests, longest=longest, advice=advice, fields=facts)
+    most = highest(np.concatenate([part.to_go(options["gamma"]) for part in parts])) if algo.CRITIC else math.inf
+    common: dict[str, Any] = {
+        "manifests": manifests,
+        "longest": longest,
+        "advice": advice,
+        "fields": facts,
+        "most": most,
+    }
+    feed = partial(Feed, encoder=encoder, **common)
     if cfg.data.cache is None:
         fixed = _arrange(cfg, cfg.batch, rows, together, rank, world)
         return feed(**fixed | {"validation": list(fixed["validation"])}, digests=digests)

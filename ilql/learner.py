@@ -5,7 +5,6 @@ its forward ends in the algorithm's loss, so every parameter is used inside the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cached_property, partial
 from types import ModuleType
@@ -144,23 +143,6 @@ class Out:
         out[follows] = read(self.hidden[place])[spread].to(out.dtype)
         return out
 
-    @torch.no_grad()
-    def values(self) -> Tensor:
-        """How large values are: sums over the decisions of V, V^2 and Q (the minimum over the critics), in the log's
-        units, (3) in float64; (0) where the loss has not read them."""
-        if not {"v", "q"} <= self.__dict__.keys():  # cached properties that were computed
-            return torch.zeros(0, dtype=torch.float64, device=self.hidden.device)
-        scale = self.model.config.reward_scale
-        v, q = self.v.double() / scale, self.q.amin(0).double() / scale
-        return torch.stack([v.sum(), v.square().sum(), q.sum()])
-
-
-def value_metrics(count: float, v: float, squares: float, q: float) -> dict[str, float]:
-    """Metrics of `count` decisions from the sums of `Out.values`."""
-    mean = v / count
-    deviation = math.sqrt(max(0.0, squares / count - mean * mean))
-    return {"mean_v": mean, "std_v": deviation, "mean_q": q / count, "mean_advantage": (q - v) / count}
-
 
 def _distinct(index: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct numbers of an index vector, and which of them each entry is."""
@@ -174,9 +156,9 @@ def _times(spread: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 class Learner(nn.Module):
-    """Batch in, unreduced losses out; `values` are those of `Out` in the last pass."""
+    """Batch in, unreduced losses out. What the last pass computed is kept until somebody takes it."""
 
-    values: Tensor
+    _out: Out | None = None
 
     def __init__(self, model: ILQLModel, algo: ModuleType, cfg: Any) -> None:
         super().__init__()
@@ -184,6 +166,7 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The algorithm's loss vectors, each (M) where its name is in `algo.PER_TOKEN`, else (N)."""
+        self._out = None
         hidden = self.model.hidden(*batch.run, stored=batch.hidden)
         out = Out(self.model, hidden, batch, getattr(self.algo, "BACKUP", None))
         losses = self.algo.loss(out, batch, self.cfg)
@@ -191,8 +174,15 @@ class Learner(nn.Module):
             wanted = batch.m if name in self.algo.PER_TOKEN else batch.n
             if loss.shape != (wanted,):
                 raise RuntimeError(f"loss {name!r} has shape {tuple(loss.shape)}, but must be ({wanted},)")
-        self.values = out.values()
+        self._out = out
         return losses
+
+    def take(self) -> Out:
+        """The statistics of the last pass, given away: whoever holds them holds its activations."""
+        out, self._out = self._out, None
+        if out is None:
+            raise RuntimeError("there was no pass since the last one was taken")
+        return out
 
 
 def check_fits(model: ILQLModel, longest: int, vocab_size: int) -> None:

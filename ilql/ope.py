@@ -23,12 +23,16 @@ import torch
 
 from datasets_prep.encode import Encoder
 from ilql import control
+from ilql.agreement import auc, explained_variance, rank_correlation
+from ilql.algos import ALGOS
 from ilql.closed import Closed
 from ilql.command import Parser, guard
+from ilql.config import load_config
 from ilql.data import collate, crop, longest_window
 from ilql.decode import LMPolicy, load
+from ilql.diagnostics import judged, survey
 from ilql.envs import ENVS
-from ilql.learner import check_fits
+from ilql.learner import Learner, check_fits
 from ilql.model import ILQLModel
 from ilql.order import times
 from ilql.report import Interval, bootstrap, table
@@ -36,6 +40,7 @@ from ilql.rows import Mix, Rows
 from ilql.types import AGENT, PARTNER, InputError, Turn
 
 RESAMPLES = 2000
+BATCH = 32  # dialogues that are read at a time
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def agent_turns(row: dict[str, Any]) -> np.ndarray:
 
 
 @torch.no_grad()
-def read_turns(model: ILQLModel, bos: int, rows: Sequence[dict[str, Any]], batch_rows: int = 32) -> list[Turns]:
+def read_turns(model: ILQLModel, bos: int, rows: Sequence[dict[str, Any]], batch_rows: int = BATCH) -> list[Turns]:
     """Values and likelihoods of every dialogue of a split."""
     found: list[Turns] = []
     head: Any = model.get_output_embeddings()
@@ -88,36 +93,6 @@ def read_turns(model: ILQLModel, bos: int, rows: Sequence[dict[str, Any]], batch
             found.append(Turns(value[mine][begins], to_go[begins], nll, str(group)))
             first += n
     return found
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values sharing their mean rank."""
-    _, spread, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[spread]
-
-
-def auc(score: np.ndarray, label: np.ndarray) -> float:
-    """Chance that a positive scores above a negative (ties half); nan where one class is missing."""
-    positive = int(label.sum())
-    negative = len(label) - positive
-    if not positive or not negative:
-        return float("nan")
-    return float((ranks(score)[label].sum() - positive * (positive + 1) / 2) / (positive * negative))
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's; nan where one of them does not vary."""
-    x, y = ranks(a), ranks(b)
-    if x.std() == 0 or y.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def explained_variance(value: np.ndarray, outcome: np.ndarray) -> float:
-    """1 - var(outcome - value) / var(outcome): 1 is perfect, 0 is a constant's; nan where the outcome is constant."""
-    variance = float(outcome.var())
-    return float(1 - (outcome - value).var() / variance) if variance else float("nan")
 
 
 def interval(
@@ -198,6 +173,25 @@ def _closed(policy: LMPolicy, row: dict[str, Any], turn: np.ndarray, logged: lis
     return None if some is None else [encoder.action(turns, text) for text in some]
 
 
+def losses(run: str | Path, model: ILQLModel, bos: int, step: str, rows: Sequence[Any]) -> dict[str, float]:
+    """The means of a run's own losses over dialogues, and what `ilql.diagnostics` says of its values; empty for a model
+    without its run, and for dialogues of a time step that its algorithm is not defined for."""
+    homes = [path / "config.yaml" for path in (Path(run), Path(run).parent)]
+    config = next((path for path in homes if path.is_file()), None)
+    if config is None:
+        return {}
+    cfg = load_config(["--config", str(config)])
+    algo = ALGOS[cfg.algo]
+    if step not in algo.STEPS:
+        return {}
+    options: dict[str, Any] = {"gamma": getattr(cfg.hyper, "gamma", 1.0), "reward_scale": cfg.data.reward_scale}
+    options |= {"bootstraps": algo.BOOTSTRAPS, "acted": algo.CRITIC == "scalar", "history": cfg.data.history}
+    parts = (rows[i : i + BATCH] for i in range(0, len(rows), BATCH))
+    batches = (collate(part, bos=bos, **options).to(model.device, model.dtype) for part in parts)
+    found = survey(Learner(model, algo, cfg.hyper), batches)
+    return found.means(algo.PER_TOKEN) | judged(found.columns)
+
+
 def report(
     run: str | Path,
     data: Sequence[str | Path],
@@ -232,6 +226,9 @@ def report(
         which = [kept[i] for i in every if i in kept]
         out += [name] if len(data) > 1 else []
         out += _tables([turns[i] for i in which], {k: [m[i] for i in which] for k, m in matches.items()}, thresholds)
+        own = losses(run, model, encoder.bos_id, rows.parts[0].manifest["step"], [chosen[i] for i in which])
+        if own:
+            out.append(table([{"of the run's own": name, "value": f"{value:.4g}"} for name, value in own.items()]))
     return "\n\n".join(out)
 
 

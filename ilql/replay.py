@@ -14,6 +14,7 @@ from ilql.cached import Cache, tensor
 from ilql.columns import Column
 from ilql.data import Batch, Run
 from ilql.prefix import apart
+from ilql.rows import returns_to_go
 from ilql.states import FORM, NOTHING, STATE, TERMINAL
 from ilql.types import InputError
 
@@ -43,23 +44,6 @@ class Ids(Sequence[str]):
 
     def __reduce__(self) -> Any:
         return list, (list(self),)  # between processes the names travel, not the datasets
-
-
-def returns(reward: np.ndarray, dialogue: np.ndarray, gamma: float) -> np.ndarray:
-    """`ilql.data.returns` of many dialogues at once, (n): decisions of a dialogue stand together, numbered alike.
-
-    The same sums in the same order, so the same bits; a step of the loop is one place from the end of every dialogue.
-    """
-    out = reward.astype(np.float64)
-    ends = np.flatnonzero(np.diff(dialogue, append=-1))
-    begins = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
-    at = ends - 1
-    at, begins = at[at >= begins], begins[at >= begins]
-    while len(at):
-        out[at] += gamma * out[at + 1]
-        at = at - 1
-        at, begins = at[at >= begins], begins[at >= begins]
-    return out
 
 
 def terminated(follows: np.ndarray, dialogue: np.ndarray) -> np.ndarray:
@@ -93,14 +77,15 @@ class Decisions:
         self.first = np.cumsum([0] + [len(part.decisions["token"]) for part in self.parts])
         self.rows = np.cumsum([0] + [len(part.hidden) for part in self.parts])
         self.before = np.cumsum([0] + [cache.manifest["splits"][split]["dialogues"] for cache in caches])
-        ret, whole, number = [], [], []
+        ret, whole, first, number = [], [], [], []
         for cache, part, before in zip(caches, self.parts, self.before, strict=False):
             check_rows(part, f"{cache.folder}/{split}", cache.remedy)
             dialogue = part.decisions["dialogue"].all()
-            ret.append(returns(part.decisions["reward"].all() * reward_scale, dialogue, gamma))
+            ret.append(returns_to_go(part.decisions["reward"].all() * reward_scale, dialogue, gamma))
+            first.append(np.diff(dialogue, prepend=-1) != 0)
             whole.append(terminated(part.decisions["follows"].all(), dialogue))
             number.append(dialogue + before if chosen is not None else dialogue[:0])
-        self.ret, self.whole = np.concatenate(ret), np.concatenate(whole)
+        self.ret, self.whole, self.begins = (np.concatenate(parts) for parts in (ret, whole, first))
         self.chosen: np.ndarray | None = None
         if chosen is not None:
             taken = np.zeros(len(dialogues), bool)
@@ -152,6 +137,7 @@ class Decisions:
         out["reward"] = part.decisions["reward"].take(row).astype(np.float64) * self.scale
         out["ret"] = self.ret[row + self.first[k]]
         out["whole"] = self.whole[row + self.first[k]]
+        out["begins"] = self.begins[row + self.first[k]]
         out["dialogue"] = out["dialogue"] + self.before[k]
         for name in ("last", "next"):
             out[name] = out[name] + self.rows[k]
@@ -204,6 +190,7 @@ class Decisions:
             "discount": np.where(follows, self.gamma, 0.0),
             "ret": at["ret"][:n],
             "floor": np.where(at["whole"][:n], at["ret"][:n], -np.inf),
+            "first": at["begins"][:n],
             "where": where,
         }
         return Batch(

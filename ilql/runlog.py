@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -89,13 +90,14 @@ class RunLog:
             for name, value in row.items():
                 self.board.add_scalar(name, value, row["step"])
 
-    def timing(self, step: int, tokens: float, decisions: float) -> None:
-        """The rates since the last call (tokens and decisions are the totals of all processes)."""
+    def timing(self, step: int, tokens: float, decisions: float, shares: Mapping[str, float]) -> None:
+        """The rates since the last call (tokens and decisions are the totals of all processes), and how much of the
+        work was for nothing or saved, which depends on how a step is split."""
         now = time.perf_counter()
         seconds = max(now - self.since, 1e-9)
         self.since = now
         rates = {"tokens_per_second": tokens / seconds, "decisions_per_second": decisions / seconds}
-        self._write(TIMING, {"step": step, "seconds": seconds, **rates})
+        self._write(TIMING, {"step": step, "seconds": seconds, **rates, **shares})
 
     def _write(self, name: str, row: dict[str, float | int]) -> None:
         if name in self.files:

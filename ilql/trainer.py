@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ilql import checkpoint, runfolder, warmstart
+from ilql import checkpoint, diagnostics, runfolder, warmstart
 from ilql.algos import ALGOS
 from ilql.build import build
 from ilql.compiled import compile_blocks
@@ -31,7 +31,7 @@ from ilql.config import TrainConfig
 from ilql.data import Batch
 from ilql.feed import Feed, read
 from ilql.launch import say, start
-from ilql.learner import Learner, check_fits, value_metrics
+from ilql.learner import Learner, check_fits
 from ilql.model import ILQLModel
 from ilql.optim import adamw, learning_rate
 from ilql.runlog import RunLog
@@ -47,8 +47,8 @@ class TrainingError(RuntimeError):
 class Progress:
     """Where a run stands, JSON-able. step: optimizer steps done. epoch, batch: the next micro-batch of this order.
 
-    sums, rows: metrics since the last row of the log. values: the number of decisions and `Out.values` since then.
-    best: step and validation total of the best checkpoint. reports: the last value of each metric.
+    sums, rows: metrics since the last row of the log. values: the number of decisions and their `diagnostics.sums`
+    since then. best: step and validation total of the best checkpoint. reports: the last value of each metric.
     """
 
     step: int = 0
@@ -145,7 +145,9 @@ class Run:
         self.optimizer = adamw(cfg.optim, self.parameters)
         self.dtype = next(model.parameters()).dtype
         self.progress = Progress()
-        self.counted = [0.0, 0.0]  # tokens and decisions since the last row, for the timing only
+        self.counted = [0.0] * 5  # tokens, decisions, `diagnostics.work` since the last row, for the timing only
+        self.norms: dict[str, float] = {}  # of the gradient's parts, where a row is due
+        self.doubted: set[str] = set()
         self.positions: dict[str, int] | None = None
         self.environment = runfolder.environment(accelerator.num_processes, accelerator.device.type, feed.digests)
         set_seed(cfg.seed + accelerator.process_index)  # after the model is built: processes differ in dropout only
@@ -197,9 +199,11 @@ class Run:
 
     def losses(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The unreduced loss vectors of a batch."""
-        device = self.accelerator.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.bf16):
-            return module(batch.to(device, self.dtype))  # type: ignore[no-any-return]
+        with self.autocast():
+            return module(batch.to(self.accelerator.device, self.dtype))  # type: ignore[no-any-return]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.cfg.bf16)
 
     def reduce(self, values: list[float] | Tensor) -> list[float]:
         """Sum numbers over all processes."""
@@ -210,8 +214,8 @@ class Run:
         """One optimizer step on a window of micro-batches; returns the total loss. Raises TrainingError before the
         weights move if a loss or the gradient is not finite."""
         cfg, accelerator = self.cfg, self.accelerator
-        counts = [(b.n, b.m, b.size) for b in window]
-        n, m, tokens = self.reduce([float(sum(column)) for column in zip(*counts, strict=True)])
+        counts = [(b.n, b.m, b.size, *diagnostics.work(self.model, b)) for b in window]
+        n, m, tokens, *work = self.reduce([float(sum(column)) for column in zip(*counts, strict=True)])
         self.learner.train()
         terms: list[dict[str, Tensor]] = []
         read: list[Tensor] = []
@@ -220,16 +224,17 @@ class Run:
             quiet = accelerator.no_sync(self.learner) if i + 1 < len(window) else nullcontext()
             with quiet:
                 parts = self.weighted(self.losses(self.learner, batch), n, m)
+                read.append(diagnostics.sums(self.unwrapped.take(), self.feed.most))
                 # DDP averages the gradients; the counts are global, so the sum is wanted.
                 accelerator.backward(torch.stack(list(parts.values())).sum() * accelerator.num_processes)
             terms.append({name: part.detach().double() for name, part in parts.items()})
-            read.append(self.unwrapped.values)
         names = list(terms[0])
         sums = torch.stack([torch.stack([t[k] for k in names]) for t in terms]).sum(0)
         both = self.reduce(torch.cat([sums, torch.stack(read).sum(0)]))
         values, seen = both[: len(names)], both[len(names) :]
         metrics = dict(zip(names, values, strict=True))
         metrics["total"] = math.fsum(values)
+        self.norms = diagnostics.gradient_norms(self.parameters) if self.row_due(self.progress.step + 1) else {}
         metrics["grad_norm"] = self.clip()
         if not all(map(math.isfinite, metrics.values())):
             self.stop(window, terms, metrics)
@@ -245,9 +250,11 @@ class Run:
         for name, value in metrics.items():
             self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
         if seen:
-            before = self.progress.values or [0.0] * (1 + len(seen))
+            before = self.progress.values
+            if len(before) != 1 + len(seen):  # none yet, or those of a checkpoint that counted others
+                before = [0.0] * (1 + len(seen))
             self.progress.values = [a + b for a, b in zip(before, [n, *seen], strict=True)]
-        self.counted = [self.counted[0] + tokens, self.counted[1] + n]
+        self.counted = [a + b for a, b in zip(self.counted, [tokens, n, *work], strict=True)]
         return metrics["total"]
 
     def weighted(self, vectors: Mapping[str, Tensor], n: float, m: float) -> dict[str, Tensor]:
@@ -282,14 +289,14 @@ class Run:
         """Write the rows that are due after a step; returns whether the validation total is the best so far."""
         cfg, progress = self.cfg, self.progress
         row: dict[str, float | int] = {}
-        if last or _due(progress.step, cfg.log.every):
+        if self.row_due(progress.step):
             row = {"step": progress.step, "epoch": progress.epoch}
             row["lr"] = learning_rate(cfg.optim, progress.step - 1, cfg.steps)
             row |= {name: value / progress.rows for name, value in progress.sums.items()}
-            if progress.values and progress.values[0]:
-                row |= value_metrics(*progress.values)
-            log.timing(progress.step, *self.counted)
-            progress.sums, progress.values, progress.rows, self.counted = {}, [], 0, [0.0, 0.0]
+            row |= self.norms | diagnostics.metrics(progress.values, len(self.model.q))
+            tokens, decisions, *work = self.counted
+            log.timing(progress.step, tokens, decisions, diagnostics.shares(*work))
+            progress.sums, progress.values, progress.rows, self.counted = {}, [], 0, [0.0] * 5
         improved = False
         if cfg.log.validate_every and (last or _due(progress.step, cfg.log.validate_every)):
             found = self.validate()
@@ -301,31 +308,36 @@ class Run:
         if row:
             log.metrics(row)
             progress.reports |= row
+            self.doubt(row)
         return improved
 
-    @torch.no_grad()
+    def row_due(self, step: int) -> bool:
+        return step == self.cfg.steps or _due(step, self.cfg.log.every)
+
+    def doubt(self, row: Mapping[str, float]) -> None:
+        """Say once what a row gives cause to doubt; not in the first fifth of the steps, when values are fresh."""
+        if 5 * self.progress.step >= self.cfg.steps:
+            for name, sentence in diagnostics.doubts(row).items():
+                if name not in self.doubted:
+                    self.doubted.add(name)
+                    self.say(f"warning, step {self.progress.step}, {name}: {sentence}")
+
     def validate(self) -> dict[str, float]:
-        """The means of the loss vectors over the fixed validation set."""
-        learner = self.unwrapped
-        learner.eval()
-        sums: dict[str, float] = {}
-        n = m = 0
-        for batch in self.feed.validation:
-            n, m = n + batch.n, m + batch.m
-            for name, vector in self.losses(learner, batch).items():
-                sums[name] = sums.get(name, 0.0) + float(vector.double().sum())
-        learner.train()
-        *values, all_n, all_m = self.reduce([*sums.values(), float(n), float(m)])
-        means = {
-            name: value / max(1.0, all_m if name in self.algo.PER_TOKEN else all_n)
-            for name, value in zip(sums, values, strict=True)
-        }
-        out = {f"validation/{name}": value for name, value in means.items()}
-        out["validation/total"] = math.fsum(means.values())
-        if not math.isfinite(out["validation/total"]):
+        """The means of the loss vectors over the fixed validation set, and what `diagnostics` says of the values."""
+        device = self.accelerator.device
+        batches = (batch.to(device, self.dtype) for batch in self.feed.validation)
+        found = diagnostics.survey(self.unwrapped, batches, self.autocast)
+        *values, n, m = self.reduce([*found.sums.values(), float(found.n), float(found.m)])
+        whole = diagnostics.Survey(dict(zip(found.sums, values, strict=True)), int(n), int(m))
+        means = whole.means(self.algo.PER_TOKEN)
+        columns = diagnostics.join(gather_object([found.columns]))
+        out = means | {"total": math.fsum(means.values())}
+        if not math.isfinite(out["total"]):
             name = next(k for k, v in out.items() if not math.isfinite(v))
-            raise TrainingError(f"step {self.progress.step}: {name} is {out[name]}; the last checkpoint stands")
-        return out
+            raise TrainingError(
+                f"step {self.progress.step}: validation/{name} is {out[name]}; the last checkpoint stands"
+            )
+        return {f"validation/{name}": value for name, value in (out | diagnostics.judged(columns)).items()}
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,8 @@ ORDER = (
     "ilql.compiled",
     "ilql.backups",
     "ilql.learner",
+    "ilql.agreement",
+    "ilql.diagnostics",
     "ilql.losses",
     "ilql.algos",
     "ilql.optim",

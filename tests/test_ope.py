@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
 from datasets_prep import tokenizer as tk
 from datasets_prep.build import Options
@@ -27,28 +29,6 @@ from ilql.trainer import train
 from ilql.types import PARTNER, Episode, Turn
 from tests.prep import test_deal_or_no_deal as corpus
 from tests.tiny import config, dataset, write_rows
-
-
-def test_auc_equals_an_independent_one_with_ties():
-    rng = np.random.default_rng(0)
-    value, label = rng.integers(0, 6, 80).astype(float), rng.random(80) < 0.4
-    assert ope.auc(value, label) == pytest.approx(roc_auc_score(label, value), abs=1e-12)
-    assert ope.auc(np.array([1.0, 2, 3]), np.array([False, True, True])) == 1
-    assert np.isnan(ope.auc(np.array([1.0, 2]), np.array([True, True])))
-
-
-def test_ranks_share_ties_and_correlate():
-    assert ope.ranks(np.array([3.0, 1, 3, 2])).tolist() == [3.5, 1, 3.5, 2]
-    assert ope.rank_correlation(np.array([1.0, 2, 3]), np.array([1.0, 8, 27])) == pytest.approx(1)
-    assert ope.rank_correlation(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == pytest.approx(-1)
-    assert np.isnan(ope.rank_correlation(np.array([1.0, 1]), np.array([1.0, 2])))
-
-
-def test_explained_variance():
-    outcome = np.array([0.0, 1, 2])
-    assert ope.explained_variance(outcome + 5, outcome) == 1
-    assert ope.explained_variance(np.zeros(3), outcome) == 0
-    assert np.isnan(ope.explained_variance(outcome, np.ones(3)))
 
 
 def test_an_interval_resamples_whole_groups():
@@ -122,12 +102,31 @@ def test_the_command_prints_tables_and_refuses_what_does_not_fit(run, tmp_path, 
     out = capsys.readouterr().out
     assert "AUC, return >= 0.5" in out
     assert "last turn equals the log's" in out
+    assert re.search(r"^\| cql +\| \d", out, re.MULTILINE)
+    assert re.search(r"^\| reliability_slope +\| -?\d", out, re.MULTILINE)
     assert ope.main([str(folder), "--data", str(tmp_path)]) == 2
     assert "manifest.json" in capsys.readouterr().err
     assert ope.main([str(folder), "--data", str(data), "--threshold", "nan"]) == 2
     assert "--threshold" in capsys.readouterr().err
     assert ope.main([str(folder), "--data", str(data), "--thresold", "1"]) == 2
     assert capsys.readouterr().err == "error: unknown option '--thresold': did you mean '--threshold'? (see --help)\n"
+
+
+def test_losses_are_those_that_training_reports(run, tmp_path):
+    folder, data = run
+    again = config(data, tmp_path / "again", algo="ilql", steps=1, init_from=str(folder), optim={"lr": 1e-30})
+    again = replace(again, log=replace(again.log, validate_every=1), model=replace(again.model, dtype="float32"))
+    (row,) = (json.loads(line) for line in (train(again) / "metrics.jsonl").read_text().splitlines())
+    model, encoder = load(folder)
+    found = ope.losses(folder, model, encoder.bos_id, "token", list(Rows(data, "validation")))
+    assert {"q", "v", "cql", "bc", "seen_gap", "first_v"} <= found.keys()
+    assert {"total"} == {n.removeprefix("validation/") for n in row if n.startswith("validation/")} - found.keys()
+    online = {"q", "cql", "bc"}  # a run that begins from another copies its critics into the targets
+    assert {n: found[n] for n in online} == pytest.approx({n: row[f"validation/{n}"] for n in online}, rel=1e-4)
+    assert ope.losses(folder / "model", model, encoder.bos_id, "token", list(Rows(data)))
+    assert ope.losses(folder, model, encoder.bos_id, "utterance", list(Rows(data))) == {}
+    shutil.copytree(folder / "model", tmp_path / "alone")
+    assert ope.losses(tmp_path / "alone", model, encoder.bos_id, "token", list(Rows(data))) == {}
 
 
 def test_several_datasets_are_judged_apart_and_together(run, tmp_path, capsys):

@@ -22,13 +22,13 @@ from ilql.learner import Learner, Out
 from ilql.losses import expectile, nll, td, td_target
 from ilql.model import ILQLModel
 from ilql.replay import Decisions
-from ilql.rows import Mix, Rows
+from ilql.rows import Mix, Rows, returns_to_go
 from ilql.states import FORM
 from ilql.types import InputError
 from tests.tiny import dataset
 
 BOS, VOCABULARY = 0, 263
-COLUMNS = ("reward", "discount", "ret", "action", "owner")
+COLUMNS = ("reward", "discount", "ret", "floor", "first", "action", "owner")
 # A loss that reads whatever a scalar critic of utterances may: Q at an action's last token, V before and after.
 SCALAR = SimpleNamespace(
     PER_TOKEN=frozenset({"bc"}),
@@ -191,7 +191,7 @@ def test_bf16_is_the_state_rounded(data: Path, tmp_path: Path) -> None:
 def test_returns_of_many_dialogues_have_the_same_bits(rewards: list[list[float]], gamma: float) -> None:
     one_by_one = [returns_of(np.array(r), gamma) for r in rewards]
     dialogue = np.repeat(np.arange(len(rewards)), [len(r) for r in rewards])
-    together = replay.returns(np.array([x for r in rewards for x in r]), dialogue, gamma)
+    together = returns_to_go(np.array([x for r in rewards for x in r]), dialogue, gamma)
     assert np.array_equal(together, np.concatenate([np.zeros(0), *one_by_one]))
 
 

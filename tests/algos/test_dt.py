@@ -102,7 +102,7 @@ def test_scores_and_reports_read_rows_as_training_did(run, data):
     want = [logp[k - 1, tokens[k]].item() for k in range(len(prompt), len(tokens))]
     assert [t.logp for t in got] == pytest.approx(want, rel=1e-6)
     assert got[0].position == len(prompt)
-    text = ope.report(run, data, "validation", [0.0], [0.0], None)
+    text = ope.report(run, [data], "validation", [0.0], [0.0], None)
     assert "6 dialogues" in text
 
 
