@@ -15,24 +15,24 @@ from ilql import heads
 from ilql.likelihood import Likelihood
 from ilql.model import ILQLModel
 
-Backup = Callable[[ILQLModel, Tensor], Tensor]
+Backup = Callable[[ILQLModel, Tensor, Tensor], Tensor]
 
 
-def best(model: ILQLModel, h: Tensor) -> Tensor:
+def best(model: ILQLModel, h: Tensor, acting: Tensor) -> Tensor:
     """max_a min_k Qtarget_k(s, a) over all tokens: states (N, D) -> (N)."""
-    return model.q_values(h).amax(-1)
+    return model.q_values(h, heads=model.q_target).amax(-1)
 
 
-def likeliest(model: ILQLModel, h: Tensor) -> Tensor:
+def likeliest(model: ILQLModel, h: Tensor, acting: Tensor) -> Tensor:
     """The largest ratio of a likelihood critic's probability to the actor's, as a value: states (N, D) -> (N).
 
     max_a min_k p_k(a | s) / pi(a | s) over the tokens a that the actor's support has (see `Likelihood`), at most 1, on
     the scale from low to high (Hong et al. 2024, sec. 4).
     """
     how = Likelihood(**(model.config.likelihood or {}))
-    logits: Tensor = model.get_output_embeddings()(h)
+    logits: Tensor = model.get_output_embeddings()(acting)
     logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    p = (model.q_values(h).to(logp) - how.low) / (how.high - how.low)
+    p = (model.q_values(h, heads=model.q_target).to(logp) - how.low) / (how.high - how.low)
     top = logp.amax(-1, keepdim=True)
     inside = logp >= top + (math.log(how.support) if how.support else -math.inf)
     ratio = torch.where(inside, p / logp.exp(), 0.0).amax(-1)
@@ -43,10 +43,14 @@ BACKUPS: dict[str, Backup] = {"max": best, "likelihood": likeliest}
 
 
 @torch.no_grad()
-def value(model: ILQLModel, h: Tensor, backup: str) -> Tensor:
-    """The value of states by a name in BACKUPS: (N, D) -> (N), in float32 or wider."""
+def value(model: ILQLModel, h: Tensor, backup: str, acting: Tensor | None = None) -> Tensor:
+    """The value of states by a name in BACKUPS: (N, D) -> (N), in float32 or wider.
+
+    h: what the target critics read; acting: what the actor reads, where that is something else.
+    """
     wide = torch.promote_types(h.dtype, torch.float32)
     tables = len(model.q_target) + (backup == "likelihood")
     row = model.config.get_text_config().vocab_size * max(1, tables) * h.element_size()
-    parts = h.split(max(1, heads.CHUNK // row))
-    return torch.cat([BACKUPS[backup](model, part).to(wide) for part in parts])
+    size = max(1, heads.CHUNK // row)
+    parts = zip(h.split(size), (h if acting is None else acting).split(size), strict=True)
+    return torch.cat([BACKUPS[backup](model, *part).to(wide) for part in parts])

@@ -33,6 +33,9 @@ class ModelConfig:
     output embedding (tied, smaller by far, and another model). head_width: of the heads' hidden layer, None = twice the
     trunk's width. dtype: of the weights. freeze: what is not trained: "trunk", all but an untied output embedding; or
     N, the embeddings and the lowest N blocks. An output embedding that is tied is frozen with the embeddings.
+    critic_trunk: own gives critics and V a trunk of their own, a copy of the actor's at the beginning. target_trunk:
+    average lets the target critics read a moving average of the trunk that critics read. detach_critics: what critics
+    and V learn does not move the trunk.
     """
 
     pretrained: str | None = None
@@ -48,6 +51,9 @@ class ModelConfig:
     head_width: int | None = None
     dtype: str = "float32"
     freeze: Literal["trunk"] | int | None = None
+    critic_trunk: Literal["shared", "own"] = "shared"
+    target_trunk: Literal["shared", "average"] = "shared"
+    detach_critics: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "context", "head_width"):
@@ -56,6 +62,13 @@ class ModelConfig:
                 raise InputError(f"model.{name} is {value}, but must be at least 1")
         if isinstance(self.freeze, int) and self.freeze < 0:
             raise InputError(f"model.freeze is {self.freeze}, but must be at least 0")
+        more = [name for name in ("critic_trunk", "target_trunk") if getattr(self, name) != "shared"]
+        if self.freeze is not None and more:
+            raise InputError(f"model.freeze and model.{more[0]} {getattr(self, more[0])} exclude each other; drop one")
+        if self.critic_trunk == "own" and self.detach_critics:
+            raise InputError(
+                "model.detach_critics takes the gradient from a trunk that model.critic_trunk own replaces"
+            )
 
 
 def shape(cfg: ModelConfig, vocabulary: int, bos: int, pad: int, end: int) -> PreTrainedConfig:
@@ -108,6 +121,9 @@ def build(
     """
     if not 0 <= cfg.critics <= 2 or (critic and cfg.critics < 1):
         raise InputError(f"model.critics is {cfg.critics}, but must be 1 or 2")
+    trunks = {name: getattr(cfg, name) for name in ("critic_trunk", "target_trunk", "detach_critics")}
+    if not critic and trunks != {"critic_trunk": "shared", "target_trunk": "shared", "detach_critics": False}:
+        raise InputError(f"model.{', model.'.join(trunks)} are about critics, which {config.get('algo')} has not")
     dtype = getattr(torch, cfg.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"model.dtype is {cfg.dtype!r}, not a floating point type of torch such as float32")
@@ -138,6 +154,7 @@ def build(
         head=cfg.head,
         head_width=cfg.head_width,
         freeze=cfg.freeze,
+        **trunks,
         **config,
     )
     full._attn_implementation = attention

@@ -287,17 +287,17 @@ def score(
             f"the dialogue has {longest} tokens, but the model's context is {context}; leave out old turns"
         )
     batch = collate([row], gamma=1.0, bos=encoder.bos_id, history=history, bootstraps=False).to(model.device)
-    hidden = model.hidden(*batch.run)[batch.where[batch.target - 1]]
+    hidden, at = model.hidden(*batch.run), batch.where[batch.target - 1]
     action = batch.tokens[batch.target]
-    logits = model.get_output_embeddings()(hidden)
+    logits = model.get_output_embeddings()(hidden[at])
     logp = logits.log_softmax(-1).gather(1, action[:, None]).squeeze(1).tolist()
     q: list[float | None] = [None] * batch.m
     v: list[float | None] = [None] * batch.m
     if model.v is not None and model.config.critic != "scalar":
-        scale = model.config.reward_scale
-        each = [c.taken(hidden, action) for c in model.q_target]  # type: ignore[operator]
+        scale, read = model.config.reward_scale, model.critic_hidden(hidden, *batch.run)[at]
+        each = [c.taken(read, action) for c in model.judges]  # type: ignore[operator]
         q = (torch.stack(each).amin(0) / scale).tolist()
-        v = (model.v(hidden) / scale).tolist()
+        v = (model.v(read) / scale).tolist()
     names = encoder.tokenizer.convert_ids_to_tokens(action.tolist())
     return [
         TokenScore(int(p), name, lp, a, b, None if a is None or b is None else a - b)

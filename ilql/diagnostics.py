@@ -93,12 +93,13 @@ def gradient_norms(parameters: Mapping[str, Tensor]) -> dict[str, float]:
     parts: dict[str, list[Tensor]] = {}
     for name, parameter in parameters.items():
         if parameter.grad is not None:
-            part = {"q": "critics", "v": "v"}.get(name.split(".")[0], "trunk")
+            own = {"q": "critics", "v": "v", "critic_trunk": "critic_trunk"}
+            part = own.get(name.split(".")[0], "trunk")
             parts.setdefault(part, []).append(parameter.grad)
     if len(parts) < 2:  # the whole is reported anyhow
         return {}
     return {
-        f"grad_norm/{part}": float(torch.stack([g.double().norm() for g in grads]).norm())
+        f"grad_norm/{part}": float(torch.stack([torch.linalg.vector_norm(g).double() for g in grads]).norm())
         for part, grads in parts.items()
     }
 
@@ -173,16 +174,17 @@ def columns(out: Out) -> dict[str, np.ndarray]:
 def _over_vocabulary(out: Out, place: Tensor) -> dict[str, Tensor]:
     """The columns of the decisions `place` that ask for every token."""
     model, batch = out.model, out.batch
-    h, action, v = out.hidden[batch.where[batch.state[place]]], batch.action[place], out.v[place]
+    at, action, v = batch.where[batch.state[place]], batch.action[place], out.v[place]
+    h, read = out.hidden[at], out.critic_hidden[at]
     scale, words = model.config.reward_scale, model.config.get_text_config().vocab_size
     score = SCORES[model.config.scores]
     rows = max(1, heads.CHUNK // (words * max(4, h.element_size()) * (2 + len(model.q_target))))
     names = ["token_q", "logp", "gap"] + [f"kl_{beta:g}" for beta in BETAS]
     parts: list[list[Tensor]] = []
-    for some, acts, values in zip(h.split(rows), action.split(rows), v.split(rows), strict=True):
+    for some, judged_by, acts, values in zip(*(x.split(rows) for x in (h, read, action, v)), strict=True):
         logits: Tensor = model.get_output_embeddings()(some)
         logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        q = model.q_values(some).to(logp)
+        q = model.q_values(judged_by).to(logp)
         taken = q.gather(1, acts[:, None]).squeeze(1)
         others = (q.sum(1) - taken) / max(1, words - 1)
         line = [taken / scale, logp.gather(1, acts[:, None]).squeeze(1), (taken - others) / scale]

@@ -41,8 +41,8 @@ class Laid:
     others. Critics over the whole vocabulary are laid out when first asked for."""
 
     def __init__(self, model: ILQLModel) -> None:
-        heads: Any = model.q_target
-        self.model, self.targets = model, heads
+        heads: Any = model.judges
+        self.model, self.judges = model, heads
         self.seen = self._state()
         self.lean = lean(model.lm)
         self.trunk = Prepacked([] if self.lean is not None else model.lm.base_model.modules())
@@ -59,19 +59,19 @@ class Laid:
         return self.seen != self._state()
 
     def features(self, hidden: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        """What each target critic's vocabulary reads, and V: (B, D) -> K of (B, H), (B)."""
+        """What each critic's vocabulary reads, and V: (B, D) -> K of (B, H), (B)."""
         v: Any = self.model.v
         if self.hidden is None:
-            return [q.features(hidden) for q in self.targets], v(hidden)
+            return [q.features(hidden) for q in self.judges], v(hidden)
         *z, of_v = self.hidden(hidden).relu_().split(v.hidden.out_features, 1)
         return z, v.out(of_v).squeeze(1)
 
     def q(self, z: Sequence[Tensor], token: Tensor | None) -> Tensor:
         """The pessimistic Q of some tokens (B, C), or of all (B, V), from the critics' features."""
         if token is not None and token.numel() < self.vocabulary:
-            return torch.stack([q.among(x, token) for q, x in zip(self.targets, z, strict=True)]).amin(0)
-        self.words = self.words or [product(*q.words()) for q in self.targets]
-        each = [q.values(words(x)) for q, words, x in zip(self.targets, self.words, z, strict=True)]
+            return torch.stack([q.among(x, token) for q, x in zip(self.judges, z, strict=True)]).amin(0)
+        self.words = self.words or [product(*q.words()) for q in self.judges]
+        each = [q.values(words(x)) for q, words, x in zip(self.judges, self.words, z, strict=True)]
         every = torch.stack(each).amin(0)
         return every if token is None else every.gather(1, token)
 
@@ -104,22 +104,32 @@ class Generator:
             rows: LeanRows | TrunkRows = LeanRows(laid.lean, prompts, max(rooms), self.model.dtype, device)
         else:
             rows = TrunkRows(self.model.lm, prompts, self.pad)
+        own = self.model.critic_trunk if choice.beta else None
+        judged = None if own is None else TrunkRows(own, prompts, self.pad)
         # A trunk of transformers may keep what it computes, and a later gradient could not pass an inference tensor.
-        with torch.inference_mode(laid.lean is not None), torch.no_grad(), laid.trunk:
+        with torch.inference_mode(laid.lean is not None and judged is None), torch.no_grad(), laid.trunk:
             drawn = None if noise is None else noise.to(device)
-            return self._loop(laid, rows, torch.tensor(rooms, device=device), choice, drawn)
+            return self._loop(laid, rows, judged, torch.tensor(rooms, device=device), choice, drawn)
 
     def _loop(
-        self, laid: Laid, rows: LeanRows | TrunkRows, rooms: Tensor, choice: Choice, noise: Tensor | None
+        self,
+        laid: Laid,
+        rows: LeanRows | TrunkRows,
+        judged: TrunkRows | None,
+        rooms: Tensor,
+        choice: Choice,
+        noise: Tensor | None,
     ) -> list[list[int]]:
+        """judged: what the critics read, where that is a trunk of their own."""
         alive = torch.arange(len(rooms), device=rooms.device)
         answers: list[list[int]] = [[] for _ in rooms]
         made: list[Tensor] = []  # tokens, and whose they are, step by step
         whose: list[Tensor] = []
         shortest, longest = int(rooms.min()), int(rooms.max())
         hidden = rows.prefill()
+        read = hidden if judged is None else judged.prefill()
         for t in range(longest):
-            token = choose(laid, hidden, choice, None if noise is None else noise[:, t])
+            token = choose(laid, hidden, read, choice, None if noise is None else noise[:, t])
             made.append(token)
             whose.append(alive)
             done = (token[:, None] == self.ends).any(1)
@@ -132,17 +142,21 @@ class Generator:
                 alive, rooms, token = alive[index], rooms[index], token[index]
                 noise = None if noise is None else noise[index]
                 rows.keep(index)
+                if judged is not None:
+                    judged.keep(index)
             hidden = rows.step(token)
+            read = hidden if judged is None else judged.step(token)
         for row, number in zip(torch.cat(whose).tolist(), torch.cat(made).tolist(), strict=True):
             answers[row].append(number)
         return answers
 
 
-def choose(laid: Laid, hidden: Tensor, choice: Choice, noise: Tensor | None) -> Tensor:
-    """One token a row: (B, D), and (B) numbers in [0, 1) to sample with -> (B)."""
+def choose(laid: Laid, hidden: Tensor, read: Tensor, choice: Choice, noise: Tensor | None) -> Tensor:
+    """One token a row: what the actor reads (B, D), what critics read (B, D), and (B) numbers in [0, 1) to sample with
+    -> (B)."""
     scores, tokens = laid.head(hidden), None
     if choice.beta:
-        z, v = laid.features(hidden)
+        z, v = laid.features(read)
 
         def q(token: Tensor | None) -> Tensor:
             return laid.q(z, token)

@@ -6,7 +6,7 @@ its forward ends in the algorithm's loss, so every parameter is used inside the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -33,8 +33,20 @@ class Out:
     def __init__(self, model: ILQLModel, hidden: Tensor, batch: Batch, backup: str | None = None) -> None:
         """hidden (U, D): the trunk's output for `batch.run`. backup: what `q_next` is, see `ilql.backups`."""
         self.model, self.hidden, self.batch, self.backup = model, hidden, batch, backup
+        self._learns = torch.is_grad_enabled()
         self._scalar = model.config.critic == "scalar"
         self._likelihood = model.config.critic == "likelihood"
+
+    @cached_property
+    def critic_hidden(self) -> Tensor:
+        """What critics and V read, (U, D): `hidden`, or as the config says."""
+        with torch.set_grad_enabled(self._learns):  # a constant may be the first to ask for it
+            return self.model.critic_hidden(self.hidden, *self.batch.run)
+
+    @cached_property
+    def target_hidden(self) -> Tensor:
+        """What the target critics read, (U, D): what critics read, or as the config says."""
+        return self.model.target_hidden(self.critic_hidden, *self.batch.run)
 
     @cached_property
     def logp(self) -> Tensor:
@@ -51,7 +63,8 @@ class Out:
         """What a critic reads, once for each distinct action in its state: h, the action's last token, the spread."""
         last = self.batch.last
         row, action, spread = self._distinct_acts(last, last if self._scalar else last - 1)
-        return self.hidden[row], action, spread
+        self._act_rows = row
+        return self.critic_hidden[row], action, spread
 
     def _distinct_acts(self, place: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The distinct pairs of a row of `hidden`, that of position `read`, and an action token, that at `place`, and
@@ -85,7 +98,7 @@ class Out:
     def q_lse_floored(self) -> Tensor:
         """log-sum-exp over all actions of the larger of Q and the batch's `floor`, (K, N); token critics only."""
         # A state has a floor in each dialogue that passes through it, so nothing is shared.
-        h = self.hidden[self.batch.where[self.batch.state]]
+        h = self.critic_hidden[self.batch.where[self.batch.state]]
         floor = self.batch.floor.to(torch.promote_types(h.dtype, torch.float32))
         return torch.stack([floored_lse(q.features(h), *q.words(), floor) for q in self.model.q])  # type: ignore
 
@@ -112,6 +125,8 @@ class Out:
     def q_target(self) -> Tensor:
         """Q of the logged action, the minimum over the frozen critics, (N): a constant."""
         h, action, spread = self._acts
+        if self.target_hidden is not self.critic_hidden:
+            h = self.target_hidden[self._act_rows]
         each = [q(h) if self._scalar else q.taken(h, action) for q in self.model.q_target]  # type: ignore[operator]
         return torch.stack(each).amin(0)[spread]
 
@@ -119,13 +134,13 @@ class Out:
     def v(self) -> Tensor:
         """V at the state, (N)."""
         place, spread = _distinct(self.batch.where[self.batch.state])
-        return self.model.v(self.hidden[place])[spread]  # type: ignore[misc]
+        return self.model.v(self.critic_hidden[place])[spread]  # type: ignore[misc]
 
     @cached_property
     @torch.no_grad()
     def v_next(self) -> Tensor:
         """V at the next state, (N): a constant, and 0 where the discount is 0 and nothing follows."""
-        return self._at_next(self.model.v)  # type: ignore[arg-type]
+        return self._at_next(lambda place: self.model.v(self.critic_hidden[place]))  # type: ignore[misc]
 
     @cached_property
     @torch.no_grad()
@@ -133,14 +148,17 @@ class Out:
         """The next state's value by the target critics and the backup, (N): a constant, and 0 where nothing follows."""
         if self.backup is None:
             raise RuntimeError("this loss reads q_next, but its algorithm names no BACKUP")
-        return self._at_next(partial(value, self.model, backup=self.backup))
+        backup = self.backup
+        return self._at_next(
+            lambda place: value(self.model, self.target_hidden[place], backup, acting=self.hidden[place])
+        )
 
     def _at_next(self, read: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `read` makes of the distinct next states (.., D), spread to the decisions, (N)."""
+        """What `read` makes of the rows of distinct next states, spread to the decisions, (N)."""
         follows = self.batch.discount != 0
         place, spread = _distinct(self.batch.where[self.batch.next[follows]])
         out = torch.zeros(self.batch.n, dtype=self.hidden.dtype, device=self.hidden.device)
-        out[follows] = read(self.hidden[place])[spread].to(out.dtype)
+        out[follows] = read(place)[spread].to(out.dtype)
         return out
 
 

@@ -7,6 +7,8 @@ step needs is in `ilql.learner`; nothing there asks for a table over the vocabul
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +31,7 @@ class ILQLConfig(PreTrainedConfig):
     "scalar" (Q(s, a) read at the utterance's last token). history: see DataConfig. scores: a name in
     `ilql.scores.SCORES`. reward_scale: by which Q and V must be divided to be in the log's units. control: `digits` of
     the returns that the agent is told, and from what `low` to what `high` they reach in the data (see `ilql.control`).
-    head, head_width, freeze: see ModelConfig."""
+    head, head_width, freeze, critic_trunk, target_trunk, detach_critics: see ModelConfig."""
 
     model_type = "ilql"
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
@@ -46,6 +48,9 @@ class ILQLConfig(PreTrainedConfig):
     algo: str | None = None
     control: dict[str, Any] | None = None
     freeze: str | int | None = None
+    critic_trunk: str = "shared"
+    target_trunk: str = "shared"
+    detach_critics: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is None:
@@ -57,13 +62,19 @@ class ILQLConfig(PreTrainedConfig):
             raise InputError(f"scores is {self.scores!r}, not one of {', '.join(SCORES)}")
         if self.head not in ("mlp", "tied"):
             raise InputError(f"head is {self.head!r}, not mlp or tied")
+        if self.critic_trunk not in ("shared", "own") or self.target_trunk not in ("shared", "average"):
+            raise InputError(
+                f"critic_trunk is {self.critic_trunk!r} and target_trunk {self.target_trunk!r}: see --help"
+            )
         if (self.critic == "likelihood") != (self.likelihood is not None):
             raise InputError(f"critic is {self.critic!r} and likelihood {self.likelihood!r}: give both, or neither")
         super().__post_init__(**kwargs)
 
 
 class ILQLModel(PreTrainedModel, GenerationMixin):
-    """Trunk and language-model head (`lm`), critics `q`, their frozen copies `q_target`, and `v`."""
+    """Trunk and language-model head (`lm`), critics `q`, their frozen copies `q_target`, and `v`; where the config asks
+    for them, a trunk that critics and V read in the actor's place (`critic_trunk`), and a frozen average of the trunk
+    that critics read, for the targets (`target_trunk`)."""
 
     config_class = ILQLConfig
     config: ILQLConfig
@@ -93,7 +104,11 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         self.q = nn.ModuleList(critic() for _ in range(config.critics))
         self.q_target = nn.ModuleList(critic() for _ in range(config.critics))
         self.v = ScalarHead(width, hidden) if config.critics else None
-        self.post_init()
+        self.post_init()  # draws fresh weights, so copies are made behind it
+        trunk: Any = self.lm.base_model
+        own, average = config.critic_trunk == "own", config.target_trunk == "average"
+        self.critic_trunk: PreTrainedModel | None = copy.deepcopy(trunk) if own else None
+        self.target_trunk: PreTrainedModel | None = copy.deepcopy(trunk) if average else None
         self.sync_targets()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -118,6 +133,8 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         """Take the gradient from the targets and from what `config.freeze` names of the trunk. Loading forgets it."""
         self.freeze_targets()
         self._still = frozen.apply(self.lm, self.config.freeze)
+        if self.target_trunk is not None:
+            self._still.append(self.target_trunk)
         self._tuples = isinstance(self.config.freeze, int) and frozen.gives_tuples(self.lm)
         self.train(self.training)
 
@@ -131,21 +148,46 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
     def freeze_targets(self) -> None:
         """Loading, PEFT and `requires_grad_(True)` on a parent forget what is frozen; so this is called after them."""
         self.q_target.requires_grad_(False)
+        if self.target_trunk is not None:
+            self.target_trunk.requires_grad_(False)
 
     @torch.no_grad()
     def sync_targets(self) -> None:
-        """Make the targets a copy of the critics, and frozen."""
-        for target, online in zip(self.q_target.parameters(), self.q.parameters(), strict=True):
+        """Make the targets a copy of what they follow, and frozen."""
+        for target, online in zip(*self._followed(), strict=True):
             target.copy_(online)
         self.freeze_targets()
 
     @torch.no_grad()
+    def begin_trunks(self, names: Sequence[str]) -> None:
+        """Make `critic_trunk` a copy of the actor's trunk, `target_trunk` one of the trunk that critics read."""
+        pairs = {"critic_trunk": self.lm.base_model, "target_trunk": self.critic_trunk or self.lm.base_model}
+        for name, source in pairs.items():
+            if name in names:
+                getattr(self, name).load_state_dict(source.state_dict())
+
+    @torch.no_grad()
     def update_targets(self, polyak: float) -> None:
         """target <- (1 - polyak) target + polyak online."""
-        targets: list[Tensor] = list(self.q_target.parameters())
-        online: list[Tensor] = list(self.q.parameters())
+        targets, online = self._followed()
         if targets:
             torch._foreach_lerp_(targets, online, polyak)
+
+    def _followed(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The targets' weights, and those that they follow."""
+        targets: list[Tensor] = list(self.q_target.parameters())
+        online: list[Tensor] = list(self.q.parameters())
+        if self.target_trunk is not None:
+            trunk = self.lm.base_model if self.critic_trunk is None else self.critic_trunk
+            targets += self.target_trunk.parameters()
+            online += trunk.parameters()
+        return targets, online
+
+    @property
+    def judges(self) -> nn.ModuleList:
+        """The critics that decode: the targets; or, where these read an average of the trunk that decoding would have
+        to run beside it, the critics that they follow."""
+        return self.q_target if self.target_trunk is None else self.q
 
     def get_input_embeddings(self) -> nn.Module:
         return self.lm.get_input_embeddings()
@@ -161,10 +203,31 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
             "the critics have one output a token: add tokens before training, with --action-token at building"
         )
 
-    def hidden(self, tokens: Tensor, position: Tensor, segments: Segments, stored: Tensor | None = None) -> Tensor:
+    def critic_hidden(self, hidden: Tensor, tokens: Tensor, position: Tensor, segments: Segments) -> Tensor:
+        """What critics and V read, (T, D), given the actor's `hidden` of the same segments."""
+        if self.critic_trunk is not None:
+            return self.hidden(tokens, position, segments, trunk=self.critic_trunk)
+        return hidden.detach() if self.config.detach_critics else hidden
+
+    def target_hidden(self, hidden: Tensor, tokens: Tensor, position: Tensor, segments: Segments) -> Tensor:
+        """What the target critics read, (T, D), given what critics read: constant where they have an average."""
+        if self.target_trunk is None:
+            return hidden
+        with torch.no_grad():
+            return self.hidden(tokens, position, segments, trunk=self.target_trunk)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        segments: Segments,
+        stored: Tensor | None = None,
+        trunk: PreTrainedModel | None = None,
+    ) -> Tensor:
         """h_t of packed segments: (T), (T) -> (T, D). A position attends to its segment and the ancestors of that.
 
-        stored (T, D): what the frozen part of the trunk gives for these tokens, which then does not run.
+        stored (T, D): what the frozen part of the trunk gives for these tokens, which then does not run. trunk: another
+        one than the actor's.
         """
         if stored is not None:
             freeze = self.config.freeze
@@ -172,9 +235,10 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
                 return stored
             with frozen.entering(self.lm, int(freeze or 0), stored, self._tuples):
                 return self.hidden(tokens, position, segments)
-        trunk = self.lm.base_model
-        if packed.supports(self.lm):
-            with packed.packed(self.lm):
+        outer = self.lm if trunk is None else trunk
+        trunk = outer.base_model
+        if packed.supports(outer):
+            with packed.packed(outer):
                 return trunk(
                     input_ids=tokens[None],
                     position_ids=position[None],
@@ -189,10 +253,10 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         out = trunk(input_ids=ids, attention_mask=real.long(), use_cache=False)
         return out.last_hidden_state[real & (place >= depths)]
 
-    def q_values(self, hidden: Tensor, action: Tensor | None = None) -> Tensor:
-        """The pessimistic Q, min over the target critics: of all tokens (..., D) -> (..., V), or of some: (N, D),
-        (N, C) -> (N, C)."""
-        heads: Any = self.q_target
+    def q_values(self, hidden: Tensor, action: Tensor | None = None, heads: Any = None) -> Tensor:
+        """The pessimistic Q, min over critics, by default the `judges`: of all tokens (..., D) -> (..., V), or of some:
+        (N, D), (N, C) -> (N, C). hidden: of the trunk that these critics read."""
+        heads = self.judges if heads is None else heads
         each = [q(hidden) if action is None else q.among(q.features(hidden), action) for q in heads]
         return torch.stack(each).amin(0)
 
@@ -228,8 +292,22 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         hidden = out.last_hidden_state[:, keep]
         logits = self.lm.get_output_embeddings()(hidden)
         if beta:
-            logits = self.reweighted(hidden, logits, beta, support_top_k, support_top_p)
+            read = hidden
+            if self.critic_trunk is not None:
+                if past_key_values is not None and past_key_values.get_seq_length() > out.last_hidden_state.shape[1]:
+                    raise InputError("critics with a trunk of their own keep no past: pass use_cache=False")
+                given = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+                other = self.critic_trunk(input_ids=input_ids, use_cache=False, **given, **kwargs)
+                read = other.last_hidden_state[:, keep]
+            logits = self.reweighted(read, logits, beta, support_top_k, support_top_p)
         return CausalLMOutputWithPast(logits=logits, past_key_values=out.past_key_values)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Critics with a trunk of their own read the whole dialogue anew for every token; the loop
+        of `ilql.generation` does not."""
+        if self.critic_trunk is not None and kwargs.get("beta"):
+            kwargs["use_cache"] = False
+        return super().generate(*args, **kwargs)
 
     def check_beta(self, beta: float) -> None:
         """Refuse to re-weight without critics of tokens, or where the actor alone is the policy."""
@@ -241,7 +319,8 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
     def reweighted(
         self, hidden: Tensor, logits: Tensor, beta: float, top_k: int | None = None, top_p: float | None = None
     ) -> Tensor:
-        """Score every token at `hidden` (..., D), given the actor's `logits` (..., V); -inf outside the support."""
+        """Score every token at `hidden` (..., D), which is what critics read, given the actor's `logits` (..., V); -inf
+        outside the support."""
         self.check_beta(beta)
         rows = hidden.flatten(0, -2)
         v: Tensor = self.v(rows)  # type: ignore[misc]

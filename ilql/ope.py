@@ -81,7 +81,8 @@ def read_turns(model: ILQLModel, bos: int, rows: Sequence[dict[str, Any]], batch
         tokens = torch.bincount(batch.owner, minlength=batch.n).cpu().numpy()
         value = np.full(batch.n, np.nan)
         if model.v is not None:
-            value = (model.v(hidden[batch.where[batch.state]]) / model.config.reward_scale).cpu().double().numpy()
+            read = model.critic_hidden(hidden, *batch.run)[batch.where[batch.state]]
+            value = (model.v(read) / model.config.reward_scale).cpu().double().numpy()
         first = 0
         for row in part:
             n = len(row["start"])

@@ -25,18 +25,16 @@ from tqdm import tqdm
 
 from ilql import checkpoint, diagnostics, runfolder, warmstart
 from ilql.algos import ALGOS
-from ilql.build import build
 from ilql.compiled import compile_blocks
 from ilql.config import TrainConfig
 from ilql.data import Batch
 from ilql.feed import Feed, read
+from ilql.initial import make_model
 from ilql.launch import say, start
-from ilql.learner import Learner, check_fits
+from ilql.learner import Learner
 from ilql.model import ILQLModel
 from ilql.optim import adamw, learning_rate
 from ilql.runlog import RunLog
-from ilql.scores import SCORES
-from ilql.types import InputError
 
 
 class TrainingError(RuntimeError):
@@ -97,36 +95,6 @@ def train(cfg: TrainConfig, *, resume: bool = False, allow_inexact: bool = False
         if lock is not None:
             lock.close()
     return Path(cfg.output)
-
-
-def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
-    """The model that the config describes, for the datasets' tokenizer."""
-    algo = ALGOS[cfg.algo]
-    encoder = feed.encoder
-    if cfg.init_from:
-        theirs = warmstart.tokenizer_of(Path(cfg.init_from))
-        if theirs not in (None, feed.manifests[0]["tokenizer"]["sha256"]):
-            raise InputError(
-                f"init_from: {cfg.init_from} was trained with another tokenizer than {cfg.data.path[0]} has; "
-                f"build the dataset with --tokenizer {cfg.init_from}/model"
-            )
-    if cfg.model.pretrained is not None:
-        warmstart.check_vocabulary(cfg.model.pretrained, encoder.tokenizer.get_vocab(), cfg.data.path[0])
-    model = build(
-        cfg.model,
-        vocab_size=encoder.vocab_size,
-        bos_id=encoder.bos_id,
-        pad_id=encoder.pad_id,
-        end_ids=encoder.end_ids,
-        critic=algo.CRITIC,
-        history=cfg.data.history,
-        scores=next(name for name, score in SCORES.items() if score is algo.scores),
-        reward_scale=cfg.data.reward_scale,
-        algo=cfg.algo,
-        **feed.fields,
-    )
-    check_fits(model, feed.longest, encoder.vocab_size)
-    return model
 
 
 class Run:

@@ -51,7 +51,7 @@ def check_vocabulary(pretrained: str, mine: Mapping[str, int], dataset: str) -> 
 
 
 def _part(name: str) -> str:
-    """The unit that is loaded whole: `lm`, `v`, or one critic such as `q.0`."""
+    """The unit that is loaded whole: `lm`, another trunk, `v`, or one critic such as `q.0`."""
     first, second, *_ = name.split(".")
     return f"{first}.{second}" if second.isdigit() else first
 
@@ -84,4 +84,9 @@ def load(model: ILQLModel, run: Path) -> str:
         if not unfit:
             for name, tensor in tensors.items():
                 tensor.copy_(theirs[name])
-    return f"loaded {', '.join(loaded)} from {folder}" + (f"; fresh: {', '.join(fresh)}" if fresh else "")
+    more = [part for part in fresh if part in ("critic_trunk", "target_trunk")]
+    model.begin_trunks(more)
+    said = f"loaded {', '.join(loaded)} from {folder}"
+    said += f"; begin as the trunk: {', '.join(more)}" if more else ""
+    fresh = [part for part in fresh if part not in more]
+    return said + (f"; fresh: {', '.join(fresh)}" if fresh else "")

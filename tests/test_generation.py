@@ -189,7 +189,7 @@ def test_the_critics_are_read_over_the_support_only():
 
     def work(choice: Choice) -> int:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            choose(laid, hidden, choice, None)
+            choose(laid, hidden, hidden, choice, None)
         return int(counter.get_total_flops()) // (2 * rows)
 
     table = vocabulary * 2 * width  # one critic's products a row

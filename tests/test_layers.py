@@ -67,6 +67,7 @@ ORDER = (
     *ENCODE,
     "ilql.launch",
     "ilql.feed",
+    "ilql.initial",
     "ilql.trainer",
     "ilql.seeds",
     "ilql.decode",

@@ -1,0 +1,47 @@
+"""The model that a run begins with. Decision: config and datasets are checked against each other here, before a weight
+is made, and whatever the model has to know of them (history, reward scale, tokenizer) goes into its own config.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ilql import warmstart
+from ilql.algos import ALGOS
+from ilql.build import build
+from ilql.config import TrainConfig
+from ilql.feed import Feed
+from ilql.learner import check_fits
+from ilql.model import ILQLModel
+from ilql.scores import SCORES
+from ilql.types import InputError
+
+
+def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
+    """The model that the config describes, for the datasets' tokenizer."""
+    algo = ALGOS[cfg.algo]
+    encoder = feed.encoder
+    if cfg.init_from:
+        theirs = warmstart.tokenizer_of(Path(cfg.init_from))
+        if theirs not in (None, feed.manifests[0]["tokenizer"]["sha256"]):
+            raise InputError(
+                f"init_from: {cfg.init_from} was trained with another tokenizer than {cfg.data.path[0]} has; "
+                f"build the dataset with --tokenizer {cfg.init_from}/model"
+            )
+    if cfg.model.pretrained is not None:
+        warmstart.check_vocabulary(cfg.model.pretrained, encoder.tokenizer.get_vocab(), cfg.data.path[0])
+    model = build(
+        cfg.model,
+        vocab_size=encoder.vocab_size,
+        bos_id=encoder.bos_id,
+        pad_id=encoder.pad_id,
+        end_ids=encoder.end_ids,
+        critic=algo.CRITIC,
+        history=cfg.data.history,
+        scores=next(name for name, score in SCORES.items() if score is algo.scores),
+        reward_scale=cfg.data.reward_scale,
+        algo=cfg.algo,
+        **feed.fields,
+    )
+    check_fits(model, feed.longest, encoder.vocab_size)
+    return model
