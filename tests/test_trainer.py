@@ -371,7 +371,7 @@ def test_the_run_folder(data: Path, tmp_path: Path) -> None:
     assert names == {"config.yaml", "data.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "model", "tensorboard"}
     assert json.loads((run / "data.json").read_text()) == json.loads((data / "manifest.json").read_text())
     assert [set(json.loads(line)) for line in (run / "timing.jsonl").read_text().splitlines()] == [
-        {"step", "seconds", "tokens_per_second", "decisions_per_second"}
+        {"step", "seconds", "tokens_per_second", "decisions_per_second", "padding", "shared"}
     ] * 2
     card = (run / "model" / "README.md").read_text()
     for part in ("# ilql on tiny", "beta=4.0", "| grad_norm |", "tau: 0.7"):
