@@ -42,7 +42,9 @@ def log_chances(
     segments, tokens, rows = share(list(place))
     device = model.device
     ids = torch.from_numpy(np.frombuffer(tokens, np.int32).astype(np.int64)).to(device)
-    hidden = model.hidden(ids, torch.from_numpy(positions(segments)).to(device), segments)
+    run = ids, torch.from_numpy(positions(segments)).to(device), segments
+    hidden = model.hidden(*run)
+    judged = model.critic_hidden(hidden, *run) if choice.beta else hidden
     read: list[np.ndarray] = []
     said: list[int] = []
     sizes: list[int] = []
@@ -51,20 +53,23 @@ def log_chances(
             read.append(rows[place[piece]][len(prompt) - 1 :])  # each token is read at the position before it
             said += answer
             sizes.append(len(answer))
-    logp = _log_chance(model, hidden, torch.from_numpy(np.concatenate(read)).to(device), ids.new_tensor(said), choice)
+    both = hidden, judged
+    logp = _log_chance(model, both, torch.from_numpy(np.concatenate(read)).to(device), ids.new_tensor(said), choice)
     whole = torch.stack([part.sum() for part in logp.double().cpu().split(sizes)])
     return list(whole.split([len(some) for some in answers]))
 
 
-def _log_chance(model: ILQLModel, hidden: Tensor, row: Tensor, token: Tensor, choice: Choice) -> Tensor:
-    """log of the policy's chance of tokens (A) at rows (A) of `hidden`; each distinct row is scored once."""
+def _log_chance(model: ILQLModel, both: tuple[Tensor, Tensor], row: Tensor, token: Tensor, choice: Choice) -> Tensor:
+    """log of the policy's chance of tokens (A) at rows (A) of what the actor and the critics read; each distinct row is
+    scored once."""
+    hidden, judged = both
     distinct, spread = torch.unique(row, return_inverse=True)
     logp = hidden.new_empty(len(token), dtype=torch.promote_types(hidden.dtype, torch.float32))
     for begin in range(0, len(distinct), READ):
-        h = hidden[distinct[begin : begin + READ]]
-        scores: Tensor = model.get_output_embeddings()(h)
+        rows = distinct[begin : begin + READ]
+        scores: Tensor = model.get_output_embeddings()(hidden[rows])
         if choice.beta:
-            scores = model.reweighted(h, scores, choice.beta, choice.support_top_k, choice.support_top_p)
+            scores = model.reweighted(judged[rows], scores, choice.beta, choice.support_top_k, choice.support_top_p)
         mine = ((spread >= begin) & (spread < begin + READ)).nonzero().squeeze(1)
         logp[mine] = scores.to(logp.dtype).log_softmax(-1)[spread[mine] - begin, token[mine]]
     return logp

@@ -15,6 +15,7 @@ import torch
 from ilql import decode, ope
 from ilql.algos import ALGOS, cql, ilql, q_sft
 from ilql.build import ModelConfig
+from ilql.closed import log_chances
 from ilql.data import Batch, collate
 from ilql.generation import Choice, Generator
 from ilql.learner import Learner, Out
@@ -201,6 +202,17 @@ def test_the_loop_generate_and_a_plain_reference_agree(beams):
     cached = model(input_ids=torch.tensor([[0, 5, 6]]), use_cache=True).past_key_values
     with pytest.raises(InputError, match="use_cache=False"):
         model(input_ids=torch.tensor([[7]]), past_key_values=cached, beta=1.0)
+
+
+@pytest.mark.parametrize("beta", [0.0, 3.0])
+def test_the_chance_of_whole_answers_reads_both_trunks(beta):
+    model, prompt, answers = shaken(OWN), [0, 5, 6], [[7, 2], [8, 9, 2]]
+    with torch.no_grad():
+        (found,) = log_chances(model, [prompt], [answers], Choice(beta=beta))
+        for answer, chance in zip(answers, found.tolist(), strict=True):
+            logp = model(input_ids=torch.tensor([prompt + answer]), beta=beta).logits[0].log_softmax(-1)
+            want = sum(float(logp[len(prompt) - 1 + i, token]) for i, token in enumerate(answer))
+            assert chance == pytest.approx(want, rel=1e-9)
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
