@@ -249,7 +249,9 @@ def load_policy(run: str | Path, *, dtype: torch.dtype = torch.float32, **option
 class TokenScore:
     """One action token of a dialogue. Values are in the log's units; an actor alone has None for them.
 
-    logp: under the actor. q: minimum over the target critics. v: at the token's state. advantage: q - v.
+    logp: under the actor. q: minimum over the target critics. v: at the token's state. advantage: q - v. Critics of
+    utterances say what they are of at an utterance's last token, about the whole of it: v is at the state before it,
+    and its other tokens have None.
     """
 
     position: int
@@ -273,7 +275,7 @@ def score(
         encoder = Encoder.from_folder(Path(model.config._name_or_path))
     episode = dialogue if isinstance(dialogue, Episode) else Episode("dialogue", turns_of(dialogue))
     with _dialogues():
-        row = encoder.encode(episode, "token")
+        row = encoder.encode(episode, "utterance" if model.config.critic == "scalar" else "token")
     row |= {name: np.asarray(row[name], np.int32) for name in ("tokens", "turn", "start", "end")}
     if model.config.control is not None:  # told what came of it
         row = control.prepare(row, encoder.note, model.config.control["digits"])
@@ -293,15 +295,20 @@ def score(
     logp = logits.log_softmax(-1).gather(1, action[:, None]).squeeze(1).tolist()
     q: list[float | None] = [None] * batch.m
     v: list[float | None] = [None] * batch.m
-    if model.v is not None and model.config.critic != "scalar":
-        scale, read = model.config.reward_scale, model.critic_hidden(hidden, *batch.run)[at]
-        each = [c.taken(read, action) for c in model.judges]  # type: ignore[operator]
-        q = (torch.stack(each).amin(0) / scale).tolist()
-        v = (model.v(read) / scale).tolist()
+    if model.v is not None:
+        scale, read = model.config.reward_scale, model.critic_hidden(hidden, *batch.run)
+        before, h = read[batch.where[batch.state]], read[batch.where[batch.last]]
+        scalar = model.config.critic == "scalar"
+        each = [c(h) if scalar else c.taken(before, batch.action) for c in model.judges]  # type: ignore[operator]
+        values = zip((torch.stack(each).amin(0) / scale).tolist(), (model.v(before) / scale).tolist(), strict=True)
+        ends = np.cumsum(row["end"] - row["start"]) - 1  # of each decision's last token among all
+        for i, (one, other) in zip(ends.tolist(), values, strict=True):
+            q[i], v[i] = one, other
+    places = np.concatenate([np.arange(s, e) for s, e in zip(row["start"], row["end"], strict=True)]).tolist()
     names = encoder.tokenizer.convert_ids_to_tokens(action.tolist())
     return [
-        TokenScore(int(p), name, lp, a, b, None if a is None or b is None else a - b)
-        for p, name, lp, a, b in zip(row["start"], names, logp, q, v, strict=True)
+        TokenScore(p, name, lp, a, b, None if a is None or b is None else a - b)
+        for p, name, lp, a, b in zip(places, names, logp, q, v, strict=True)
     ]
 
 

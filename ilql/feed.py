@@ -15,7 +15,7 @@ import numpy as np
 from transformers import AutoConfig
 
 from datasets_prep.encode import Encoder
-from ilql.algos import ALGOS
+from ilql.algos import ALGOS, critic
 from ilql.border import Dialogues
 from ilql.cached import Cache, open_cache
 from ilql.config import TrainConfig
@@ -119,7 +119,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
         "gamma": getattr(cfg.hyper, "gamma", 1.0),  # an algorithm without values has no discount, and reads none
         "reward_scale": cfg.data.reward_scale,
         "bootstraps": algo.BOOTSTRAPS,
-        "acted": algo.CRITIC == "scalar",
+        "acted": critic(algo, step) == "scalar",
     }
     together = partial(collate, bos=encoder.bos_id, history=cfg.data.history, **options)
     longest = max((longest_window(row, cfg.data.history) for row in mix), default=0)

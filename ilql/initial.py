@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ilql import warmstart
-from ilql.algos import ALGOS
+from ilql.algos import ALGOS, critic
 from ilql.build import build
 from ilql.config import TrainConfig
 from ilql.feed import Feed
@@ -36,7 +36,7 @@ def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
         bos_id=encoder.bos_id,
         pad_id=encoder.pad_id,
         end_ids=encoder.end_ids,
-        critic=algo.CRITIC,
+        critic=critic(algo, feed.manifests[0]["step"]),
         history=cfg.data.history,
         scores=next(name for name, score in SCORES.items() if score is algo.scores),
         reward_scale=cfg.data.reward_scale,

@@ -313,8 +313,13 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         """Refuse to re-weight without critics of tokens, or where the actor alone is the policy."""
         if self.v is not None and self.config.scores == "actor":
             raise InputError(f"beta is {beta}, but {self.config.algo} decodes by its actor alone; use beta 0")
-        if self.v is None or self.config.critic == "scalar":
+        if self.v is None:
             raise InputError(f"beta is {beta}, but this model has no token critics ({self.config.algo}); use beta 0")
+        if self.config.critic == "scalar":
+            raise InputError(
+                f"beta is {beta}, but this model's critics judge whole utterances and no tokens ({self.config.algo}): "
+                "let them choose among candidates (--candidates), or use beta 0"
+            )
 
     def reweighted(
         self, hidden: Tensor, logits: Tensor, beta: float, top_k: int | None = None, top_p: float | None = None

@@ -24,7 +24,7 @@ import torch
 from datasets_prep.encode import Encoder
 from ilql import control
 from ilql.agreement import auc, explained_variance, rank_correlation
-from ilql.algos import ALGOS
+from ilql.algos import ALGOS, critic
 from ilql.closed import Closed
 from ilql.command import Parser, guard
 from ilql.config import load_config
@@ -176,17 +176,17 @@ def _closed(policy: LMPolicy, row: dict[str, Any], turn: np.ndarray, logged: lis
 
 def losses(run: str | Path, model: ILQLModel, bos: int, step: str, rows: Sequence[Any]) -> dict[str, float]:
     """The means of a run's own losses over dialogues, and what `ilql.diagnostics` says of its values; empty for a model
-    without its run, and for dialogues of a time step that its algorithm is not defined for."""
+    without its run, and for dialogues of a time step that its algorithm, or these critics, are not made for."""
     homes = [path / "config.yaml" for path in (Path(run), Path(run).parent)]
     config = next((path for path in homes if path.is_file()), None)
     if config is None:
         return {}
     cfg = load_config(["--config", str(config)])
     algo = ALGOS[cfg.algo]
-    if step not in algo.STEPS:
+    if step not in algo.STEPS or (algo.CRITIC and critic(algo, step) != model.config.critic):
         return {}
     options: dict[str, Any] = {"gamma": getattr(cfg.hyper, "gamma", 1.0), "reward_scale": cfg.data.reward_scale}
-    options |= {"bootstraps": algo.BOOTSTRAPS, "acted": algo.CRITIC == "scalar", "history": cfg.data.history}
+    options |= {"bootstraps": algo.BOOTSTRAPS, "acted": critic(algo, step) == "scalar", "history": cfg.data.history}
     parts = (rows[i : i + BATCH] for i in range(0, len(rows), BATCH))
     batches = (collate(part, bos=bos, **options).to(model.device, model.dtype) for part in parts)
     found = survey(Learner(model, algo, cfg.hyper), batches)

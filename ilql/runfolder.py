@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from ilql import checkpoint
-from ilql.algos import ALGOS
+from ilql.algos import ALGOS, critic
 from ilql.config import TrainConfig, dump, flat, load_config
 from ilql.model import ILQLModel
 from ilql.scores import actor
@@ -145,7 +145,8 @@ def card(cfg: TrainConfig, manifests: Sequence[Mapping[str, Any]], facts: Mappin
         for corpus, manifest in zip(corpora, manifests, strict=True)
     )
     algo = ALGOS[cfg.algo]
-    beta = ", beta=4.0" if algo.CRITIC in ("vocabulary", "likelihood") and algo.scores is not actor else ""
+    kind = critic(algo, manifests[0]["step"])
+    beta = ", beta=4.0" if kind in ("vocabulary", "likelihood") and algo.scores is not actor else ""
     return f"""---
 library_name: transformers
 tags: [offline-rl, dialogue, {cfg.algo}]

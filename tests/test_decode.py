@@ -120,6 +120,34 @@ def test_the_scores_of_a_short_window_are_those_of_the_cropped_dialogue(encoder)
     assert longer[3].logp != pytest.approx(whole[3].logp), "two turns are another state than one"
 
 
+@pytest.mark.parametrize("history", [None, 1])
+def test_critics_of_utterances_score_an_utterance_at_its_last_token(encoder, history):
+    model = make(encoder, reward_scale=0.25, critic="scalar", history=history)
+    with torch.no_grad():  # no critic is always the smaller one
+        model.q_target[1].out.bias.copy_(model.q_target[0].out.bias + 0.01)
+        row = encoder.encode(Episode("d", DIALOGUE), "utterance")
+        tokens, turn = row["tokens"], row["turn"]
+        got = score(model, DIALOGUE, encoder)
+        place = 0
+        for start, end in zip(row["start"], row["end"], strict=True):
+            current = max(i for i, begin in enumerate(turn) if begin < start)
+            begin = 0 if history is None or current <= history else turn[current - history]
+            said = torch.tensor([[*([tokens[0]] if begin else []), *tokens[begin:end]]])
+            h = model.lm.base_model(input_ids=said).last_hidden_state[0]
+            logp = model.get_output_embeddings()(h).log_softmax(-1)
+            n = end - start
+            q = min(c(h[-1]).item() for c in model.q_target) / 0.25
+            v = model.v(h[-1 - n]).item() / 0.25
+            own = got[place : place + n]
+            assert [s.position for s in own] == list(range(start, end))
+            want = [logp[k - n - 1, said[0, k - n]].item() for k in range(n)]
+            assert [s.logp for s in own] == pytest.approx(want, rel=1e-9, abs=1e-9)
+            assert [(s.q, s.v, s.advantage) for s in own[:-1]] == [(None, None, None)] * (n - 1)
+            assert (own[-1].q, own[-1].v, own[-1].advantage) == pytest.approx((q, v, q - v), rel=1e-9, abs=1e-9)
+            place += n
+    assert place == len(got)
+
+
 def test_an_actor_alone_has_no_values(encoder):
     critics = make(encoder)
     alone = make(encoder, critic=None, algo="bc")

@@ -11,29 +11,30 @@ import pytest
 import torch
 
 from ilql import diagnostics, heads, packed
-from ilql.algos import ALGOS, awac, bc, ilql
+from ilql.algos import ALGOS, awac, bc, ilql, ilql_utterance
 from ilql.data import Batch, collate
 from ilql.learner import Learner, Out
 from ilql.model import ILQLModel
 from ilql.trainer import Run, train
 from tests import tiny as runs
-from tests.toys import BOS, chat_row, model_fields, tiny
+from tests.toys import AT_STEPS, BOS, at_step, chat_row, defaults, model_fields, tiny
 
 SCALE = 0.5
 ONLINE = {"mean_v", "std_v", "mean_q", "std_q", "mean_advantage", "twin_gap", "q_above_returns"}
 ONLINE |= {"std_advantage"}
 
 
-def batch_of(cut: bool = True, history: int | None = None) -> Batch:
+def batch_of(cut: bool = True, history: int | None = None, step: str = "token") -> Batch:
     rng = np.random.default_rng(0)
     rows = [chat_row(rng, 23, 3, name=f"d{i}", terminated=i != 2 or not cut) for i in range(5)]
-    made = collate(rows, gamma=0.9, bos=BOS, history=history, reward_scale=SCALE, acted=False)
+    rows = at_step(rows, step)
+    made = collate(rows, gamma=0.9, bos=BOS, history=history, reward_scale=SCALE, acted=step == "utterance")
     return made.to("cpu", torch.float64)
 
 
-def out_of(batch: Batch, algo=ilql, **options) -> Out:
-    cfg = algo.Config()
-    model = tiny(reward_scale=SCALE, **model_fields(algo, cfg), **options)
+def out_of(batch: Batch, algo=ilql, step: str = "token", **options) -> Out:
+    cfg = defaults(algo, step)
+    model = tiny(reward_scale=SCALE, **model_fields(algo, cfg, step), **options)
     learner = Learner(model, algo, cfg)
     learner(batch)
     return learner.take()
@@ -70,13 +71,30 @@ def test_a_policy_without_values_has_none():
     assert diagnostics.judged({}) == {}
 
 
-@pytest.mark.parametrize("name", [name for name, algo in ALGOS.items() if algo.CRITIC])
-def test_every_algorithm_with_critics_tells_of_its_values(name):
-    batch = batch_of()
-    out = out_of(batch, ALGOS[name])
+@pytest.mark.parametrize(("name", "step"), [(name, step) for name, step in AT_STEPS if ALGOS[name].CRITIC])
+def test_every_algorithm_with_critics_tells_of_its_values(name, step):
+    batch = batch_of(step=step)
+    out = out_of(batch, ALGOS[name], step)
     row = diagnostics.metrics([batch.n, *diagnostics.sums(out, 0.0).tolist()], 2)
     assert row.keys() == ONLINE
-    assert diagnostics.judged(diagnostics.columns(out)).keys() >= {"reliability_slope", "first_v", "seen_gap"}
+    told = diagnostics.judged(diagnostics.columns(out))
+    assert told.keys() >= {"reliability_slope", "first_v", "advantage_p50"}
+    assert ("seen_gap" in told) == (step == "token"), "what asks for the vocabulary is of tokens"
+
+
+def test_columns_of_utterances_are_read_at_their_last_token():
+    batch = batch_of(step="utterance")
+    out = out_of(batch, ilql_utterance, "utterance")
+    got = diagnostics.columns(out)
+    known = torch.isfinite(batch.floor)
+    with torch.no_grad():
+        h = out.hidden[batch.where[batch.last]][known]
+        q = torch.stack([head(h) for head in out.model.q_target]).amin(0)
+        v = out.model.v(out.hidden[batch.where[batch.state]][known])
+    want = {"q": q / SCALE, "v": v / SCALE, "ret": batch.ret[known] / SCALE, "first": batch.first[known]}
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+        np.testing.assert_allclose(got[key], value.numpy(), rtol=1e-9, atol=1e-9, err_msg=key)
 
 
 def test_padding_is_counted_where_a_trunk_pads(monkeypatch):

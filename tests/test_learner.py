@@ -7,11 +7,24 @@ import pytest
 import torch
 
 from ilql import packed
-from ilql.algos import ALGOS, bc, filtered_bc, ilql, mc
+from ilql.algos import ALGOS, bc, critic, filtered_bc, ilql, ilql_utterance, mc
 from ilql.data import collate
 from ilql.learner import Learner, Out, check_fits
 from ilql.types import InputError
-from tests.toys import BOS, chat_row, model_fields, plain_ilql, row, stats, table_model, tiny
+from tests.toys import (
+    AT_STEPS,
+    BOS,
+    at_step,
+    chat_row,
+    defaults,
+    model_fields,
+    plain_ilql,
+    plain_utterances,
+    row,
+    stats,
+    table_model,
+    tiny,
+)
 
 CFG = ilql.Config(gamma=0.9, tau=0.8, cql_weight=0.1)
 
@@ -53,6 +66,21 @@ def test_ilql_equals_a_plain_recomputation(architecture, critics):
     plain = plain_ilql(model, rows, gamma=0.9, tau=0.8, cql_weight=0.1)
     assert_same(ours, plain)
     assert_same(gradients(model, ours), gradients(model, plain))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("critics", [1, 2])
+def test_utterances_equal_a_plain_recomputation(architecture, critics):
+    model = tiny(architecture, critic="scalar")
+    if critics == 1:
+        del model.q[1], model.q_target[1]
+    rows = at_step(dialogues(), "utterance")
+    cfg = ilql_utterance.Config(gamma=0.9, tau=0.8)
+    ours = means(model, rows, ilql_utterance, cfg, acted=True)
+    plain = plain_utterances(model, rows, gamma=0.9, tau=0.8)
+    tolerance = 1e-9 if architecture == "gpt2" else 1e-5  # Llama's norms compute in float32 whatever the weights are
+    assert_same(ours, plain, tolerance)
+    assert_same(gradients(model, ours), gradients(model, plain), tolerance)
 
 
 @pytest.mark.parametrize("head", ["mlp", "tied"])
@@ -181,6 +209,36 @@ def test_windows_equal_full_histories_where_the_state_is_one_token():
         assert_same(means(model, rows, history=history), want)
 
 
+def test_windows_of_utterances_are_dialogues_of_the_last_turns():
+    """Each decision's window is a dialogue of one utterance by itself, with the state that followed behind it."""
+    model, rows = tiny(critic="scalar"), at_step(dialogues(), "utterance")
+    cfg = ilql_utterance.Config(gamma=0.9, tau=0.8)
+
+    def sums(rows, **options):
+        batch = collate(rows, gamma=0.9, bos=BOS, acted=True, **options).to("cpu", torch.float64)
+        learner = Learner(model, ilql_utterance, cfg)
+        losses = learner(batch)
+        out = learner.take()
+        return {k: v.sum() for k, v in losses.items()}, torch.cat([out.q.flatten(), out.v])
+
+    def window(r, begin, end, start):
+        tokens = r["tokens"][begin:end] if begin == 0 else np.append(BOS, r["tokens"][begin:end])
+        shift = begin - 1 if begin else 0
+        return row(tokens.tolist(), [start - shift], [end - shift], [0.0])
+
+    apart = []
+    for r in rows:
+        for i, (start, end) in enumerate(zip(r["start"].tolist(), r["end"].tolist(), strict=True)):
+            cut = not r["terminated"] and len(r["tokens"]) == r["end"][-1] and i + 1 == len(r["start"])
+            turn = int(np.searchsorted(r["turn"], start, side="right")) - 1
+            if not cut:
+                apart.append(window(r, int(r["turn"][turn - 1]) if turn > 1 else 0, end, start))
+    got = sums(rows, history=1)[1]
+    want = sums(apart)[1]
+    assert len(got) == len(want) > 12
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
 def test_what_is_computed_once_has_the_same_loss():
     model, rows = tiny(), dialogues()
     double = rows + [r | {"id": "again"} for r in rows]
@@ -261,7 +319,20 @@ def test_every_algorithm_is_whole():
     for name, algo in ALGOS.items():
         for part in ("Config", "loss", "scores", "STEPS", "CRITIC", "BOOTSTRAPS", "PER_TOKEN"):
             assert hasattr(algo, part), f"{name}.{part}"
-        cfg = algo.Config()
-        losses = means(tiny(**model_fields(algo, cfg)), dialogues(), algo=algo, cfg=cfg)
-        assert losses.keys() >= algo.PER_TOKEN
-        assert all(torch.isfinite(v) for v in losses.values())
+
+
+@pytest.mark.parametrize(("name", "step"), AT_STEPS)
+def test_every_algorithm_has_finite_losses_that_layout_does_not_change(name, step, monkeypatch):
+    algo = ALGOS[name]
+    cfg, rows = defaults(algo, step), at_step(dialogues(), step)
+    model, options = tiny(**model_fields(algo, cfg, step)), {"acted": critic(algo, step) == "scalar"}
+    losses = means(model, rows, algo, cfg, **options)
+    assert losses.keys() >= algo.PER_TOKEN
+    assert all(torch.isfinite(v) for v in losses.values())
+    grads = gradients(model, losses)
+    again = means(model, rows[::-1] + [r | {"id": "again"} for r in rows], algo, cfg, **options)
+    assert_same(again, losses)
+    monkeypatch.setattr(packed, "supports", lambda trunk: False)
+    padded = means(model, rows, algo, cfg, **options)
+    assert_same(padded, losses)
+    assert_same(gradients(model, padded), grads)

@@ -245,8 +245,8 @@ def test_a_policy_that_is_its_actor_refuses_beta():
 
 
 def test_critics_of_utterances_refuse_beta():
-    with pytest.raises(InputError, match="no token critics"):
-        generate(tiny(critic="scalar"), [[0, 3]], beta=1.0)
+    with pytest.raises(InputError, match=r"judge whole utterances and no tokens \(ilql_utterance\): .*--candidates"):
+        generate(tiny(critic="scalar", algo="ilql_utterance"), [[0, 3]], beta=1.0)
 
 
 # ---- saving and loading ----------------------------------------------------------------------------------------------

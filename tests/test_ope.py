@@ -75,6 +75,27 @@ def test_values_and_likelihoods_are_those_of_score(run):
         assert turns[i].to_go[0] == pytest.approx(row["reward"].sum())
 
 
+def test_critics_of_utterances_are_judged_and_another_time_step_has_no_losses(run, tmp_path, capsys):
+    data = dataset(tmp_path / "utterance", step="utterance")
+    folder = train(config(data, tmp_path / "run", algo="ilql_utterance", steps=2))
+    model, encoder = load(folder)
+    rows = Rows(data, "train")
+    said = [Turn("user", "hi"), Turn("assistant", "bb"), Turn("user", "ok"), Turn("assistant", "a")]
+    row = encoder.encode(Episode("d", said), "utterance")
+    row |= {name: np.asarray(row[name], np.int32) for name in ("tokens", "turn", "start", "end")}
+    (turns,) = ope.read_turns(model, encoder.bos_id, [row])
+    ends = [s for s in score(model, said, encoder) if s.v is not None]
+    assert turns.value == pytest.approx([s.v for s in ends], abs=1e-5)
+    assert len(ends) == 2
+    assert ope.main([str(folder), "--data", str(data), "--split", "train", "--threshold", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "AUC, return >= 0.5" in out
+    assert re.search(r"^\| reliability_slope +\| -?\d", out, re.MULTILINE)
+    assert "seen_gap" not in out
+    assert ope.losses(folder, model, encoder.bos_id, "utterance", rows)
+    assert ope.losses(folder, model, encoder.bos_id, "token", Rows(run[1])) == {}
+
+
 def test_a_policy_matches_its_own_last_turn(run):
     folder, data = run
     model, encoder = load(folder)

@@ -33,9 +33,10 @@ def recipe(algo: str) -> Path:
 def maze(tmp_path_factory):
     """The folders that the recipes name, by the commands in their comments, with fewer dialogues."""
     folder = tmp_path_factory.mktemp("maze")
+    few = {"dialogues": 40}
     for name, tokenizer in (("maze", "word"), ("maze-bpe", "bpe:512")):
-        few = {"dialogues": 40}
         build(Options("maze", output=folder / name, tokenizer=tokenizer, action_tokens=MOVES, corpus_options=few))
+    build(Options("maze", output=folder / "maze-utterance", tokenizer="word", step="utterance", corpus_options=few))
     return folder
 
 

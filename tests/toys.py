@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from transformers import GPT2Config
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutput
 
+from ilql.algos import ALGOS, critic
 from ilql.build import ModelConfig, build
 from ilql.model import ILQLConfig, ILQLModel
 
 BOS = 0
+# Every algorithm at every time step that it is defined for.
+AT_STEPS = [(name, step) for name, algo in ALGOS.items() for step in algo.STEPS]
 
 
 def row(
@@ -78,6 +81,21 @@ def tiny(
     return made.eval()
 
 
+def spoken(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A dialogue at token steps as one at utterance steps: actions that follow each other at once are one, and their
+    rewards a sum."""
+    first = np.flatnonzero(np.append(True, row["start"][1:] != row["end"][:-1]))
+    last = np.append(first[1:], len(row["start"])) - 1
+    reward = np.add.reduceat(np.asarray(row["reward"], np.float64), first)
+    logp = np.full(len(first), np.nan, np.float32)
+    return {**row, "start": row["start"][first], "end": row["end"][last], "reward": reward, "logp": logp}
+
+
+def at_step(rows: list[dict[str, Any]], step: str) -> list[dict[str, Any]]:
+    """Dialogues at token steps as those at a time step."""
+    return [spoken(r) for r in rows] if step == "utterance" else rows
+
+
 class TableTrunk(nn.Module):
     """h_t is the one-hot of token t: what is learned from it is a table over tokens."""
 
@@ -122,9 +140,16 @@ def logits(model: ILQLModel) -> list[Any]:
     return [getattr(head, "logits", head) for head in [*model.q, *model.q_target]]
 
 
-def model_fields(algo: Any, cfg: Any) -> dict[str, Any]:
-    """What the model of an algorithm is built with."""
-    return {"critic": algo.CRITIC, **(algo.fields(np.zeros(1), cfg) if hasattr(algo, "fields") else {})}
+def model_fields(algo: Any, cfg: Any, step: str | None = None) -> dict[str, Any]:
+    """What the model of an algorithm is built with, at a time step, by default its first."""
+    kind = critic(algo, step or algo.STEPS[0])
+    return {"critic": kind, **(algo.fields(np.zeros(1), cfg) if hasattr(algo, "fields") else {})}
+
+
+def defaults(algo: Any, step: str) -> Any:
+    """The algorithm's default settings, without what a time step does not have."""
+    whole = step == "utterance" and algo.CRITIC == "vocabulary"
+    return algo.Config(**({"cql_weight": 0.0} if whole else {}))
 
 
 def plain_ilql(model: ILQLModel, rows: list[dict], *, gamma: float, tau: float, cql_weight: float) -> dict[str, Tensor]:
@@ -158,6 +183,34 @@ def plain_ilql(model: ILQLModel, rows: list[dict], *, gamma: float, tau: float, 
                 sums["q"] = sums["q"] + (q[at, action] - target) ** 2
                 sums["cql"] = sums["cql"] - cql_weight * torch.log_softmax(q[at], -1)[action]
     return {k: s / (tokens if k == "bc" else decisions) for k, s in sums.items()}
+
+
+def plain_utterances(model: ILQLModel, rows: list[dict], *, gamma: float, tau: float) -> dict[str, Tensor]:
+    """The losses of implicit Q-learning at utterance steps, each state and each utterance read by itself."""
+    terms: dict[str, list[Tensor]] = {"q": [], "v": [], "bc": []}
+
+    def read(tokens: np.ndarray) -> Tensor:
+        ids = torch.tensor(tokens.astype(np.int64))[None]
+        return model.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+
+    for r in rows:
+        tokens, n = r["tokens"], len(r["start"])
+        for i, (start, end) in enumerate(zip(r["start"].tolist(), r["end"].tolist(), strict=True)):
+            before, behind = read(tokens[:start])[-1], read(tokens[:end])[-1]
+            said = read(tokens[: end - 1])[start - 1 :]
+            logp = torch.log_softmax(model.lm.get_output_embeddings()(said), -1)
+            terms["bc"] += [-logp[k, int(tokens[start + k])] for k in range(end - start)]
+            target = torch.tensor(float(r["reward"][i]), dtype=torch.float64)
+            if i + 1 < n:
+                target = target + gamma * model.v(read(tokens[: r["start"][i + 1]])[-1]).detach()
+            elif not r["terminated"]:
+                if len(tokens) == end:
+                    continue  # nothing to bootstrap from
+                target = target + gamma * model.v(read(tokens)[-1]).detach()
+            u = min(q(behind).detach() for q in model.q_target) - model.v(before)
+            terms["v"].append((tau if u >= 0 else 1 - tau) * u**2)
+            terms["q"].append(sum((q(behind) - target) ** 2 for q in model.q))
+    return {name: torch.stack(each).mean() for name, each in terms.items()}
 
 
 def stats(**vectors: Any) -> SimpleNamespace:

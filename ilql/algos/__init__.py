@@ -2,14 +2,16 @@
 
 `Config` (a frozen dataclass), `loss(out, batch, cfg) -> {name: vector}` of unreduced, weighted losses, `PER_TOKEN`
 (names of those with one number an action token; the others have one a decision), `scores` (how its policy is
-extracted), `STEPS` (the time steps it is defined for), `CRITIC` (as in ILQLConfig, or None for an actor alone) and
+extracted), `STEPS` (the time steps it is defined for), `CRITIC` (see `critic`; None for an actor alone) and
 `BOOTSTRAPS` (whether a transition needs its next state). Where it applies: `BACKUP` (what `Out.q_next` is, a name in
 `ilql.backups`); `select(returns, cfg) -> mask of dialogues` (the part of them that it learns from); `fields(returns,
 cfg)` (further fields of the model's config); `advise(returns, cfg) -> sentence or None` (what about the scaled returns
 of the dialogues does not suit the options); `prepare(row, note, cfg) -> row` (a row as it reads it: `ilql.control`).
 """
 
-from ilql.algos import awac, bc, cql, dt, filtered_bc, ilql, mc, q_sft, sarsa
+from types import ModuleType
+
+from ilql.algos import awac, bc, cql, dt, filtered_bc, ilql, ilql_utterance, mc, q_sft, sarsa
 
 ALGOS = {
     "bc": bc,
@@ -21,4 +23,11 @@ ALGOS = {
     "awac": awac,
     "q_sft": q_sft,
     "ilql": ilql,
+    "ilql_utterance": ilql_utterance,
 }
+
+
+def critic(algo: ModuleType, step: str) -> str | None:
+    """The kind of an algorithm's critics on data of a time step, as in ILQLConfig: of utterances they are scalar, since
+    there is no list of all utterances; at token steps they are what the algorithm says."""
+    return "scalar" if algo.CRITIC is not None and step == "utterance" else algo.CRITIC

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ilql.algos import ALGOS
+from ilql.algos import ALGOS, critic
 from ilql.build import ModelConfig, build
 from ilql.data import Row, collate
 from ilql.learner import Learner
 from ilql.model import ILQLModel
-from tests.toys import model_fields
+from tests.toys import at_step, model_fields
 
 HERE = Path(__file__).resolve().parent
 STEPS, BATCH, VOCAB = 20, 4, 19
@@ -35,6 +35,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "q_sft_dummy": ("q_sft", {"low": -3.0, "high": 3.0, "rest": "dummy"}),
     "ilql_sparse": ("ilql", {"v_loss": "sparse", "v_temperature": 0.5}),
 }
+UTTERANCE: set[str] = set()  # of the variants, those at utterance steps
 COMMON: dict[str, Any] = {"gamma": 0.9, "tau": 0.8, "cql_weight": 0.1, "polyak": 0.1}
 
 
@@ -50,10 +51,10 @@ def note(text: str) -> list[int]:
     return [3 + ord(letter) % 16 for letter in text.removeprefix("return ")]
 
 
-def model_of(algo: ModuleType, cfg: Any) -> ILQLModel:
+def model_of(algo: ModuleType, cfg: Any, step: str) -> ILQLModel:
     """Two GPT-2 layers in float64, every weight a sine of its place; the targets differ from the critics."""
     shape = ModelConfig(layers=2, width=16, heads=2, context=64, dtype="float64")
-    made = build(shape, vocab_size=VOCAB, bos_id=0, pad_id=1, end_ids=[2], **model_fields(algo, cfg))
+    made = build(shape, vocab_size=VOCAB, bos_id=0, pad_id=1, end_ids=[2], **model_fields(algo, cfg, step))
     with torch.no_grad():
         for k, (name, p) in enumerate(sorted(made.named_parameters())):
             place = torch.arange(p.numel(), dtype=torch.float64)
@@ -73,14 +74,15 @@ def config(name: str) -> tuple[ModuleType, Any]:
 def curve(name: str) -> list[dict[str, float]]:
     """The mean of each loss at every step; plain gradient descent, targets moved after it."""
     algo, cfg = config(name)
-    data = rows()
+    at = "utterance" if name in UTTERANCE else algo.STEPS[0]
+    data = at_step(rows(), at)
     if hasattr(algo, "select"):
         mask = algo.select(np.array([r["reward"].sum() for r in data]), cfg)
         data = [r for r, kept in zip(data, mask, strict=True) if kept]
     if hasattr(algo, "prepare"):
         data = [algo.prepare(r, note, cfg) for r in data]
     torch.set_num_threads(1)
-    model = model_of(algo, cfg)
+    model = model_of(algo, cfg, at)
     learner = Learner(model, algo, cfg)
     weights = [p for p in model.parameters() if p.requires_grad]
     out = []
@@ -94,7 +96,7 @@ def curve(name: str) -> list[dict[str, float]]:
             history=history,
             reward_scale=0.5,
             bootstraps=algo.BOOTSTRAPS,
-            acted=algo.CRITIC == "scalar",
+            acted=critic(algo, at) == "scalar",
         )
         losses = {k: v.mean() for k, v in learner(batch.to("cpu", torch.float64)).items()}
         total = torch.stack(list(losses.values())).sum()

@@ -1,0 +1,86 @@
+"""What is learned of utterances against dynamic programming: a trunk that is a table reads Q at an utterance's last
+token, which here says state and action, and both Q and V must be the tabular fixed point of the same transitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ilql.algos import ilql_utterance
+from ilql.data import collate
+from ilql.learner import Learner
+from tests.test_tabular import GAMMA, TAU, chain, expectile_of, fixed_point, gather
+from tests.toys import BOS, model_fields, row, table_model
+
+WORD, PAIRS = 6, 7  # an utterance is one word for all, and a token for each pair of a state and an action
+VOCAB = PAIRS + 2 * 5
+
+
+def told(made: dict[str, Any], transitions: list[tuple]) -> tuple[dict[str, Any], list[tuple]]:
+    """A dialogue of one-token actions 6 and 7 as one of utterances `WORD pair`, and its transitions by their pairs."""
+    tokens, turn, start, named = [BOS], [], [], []
+    for s, a, r, after in transitions:
+        turn += [len(tokens), len(tokens) + 1]
+        pair = PAIRS + 2 * (s - 1) + a - 6
+        tokens += [s, WORD, pair]
+        start.append(len(tokens) - 2)
+        named.append((s, pair, r, after))
+    if not made["terminated"]:
+        turn.append(len(tokens))
+        tokens.append(int(made["tokens"][-1]))
+    end = [s + 2 for s in start]
+    reward = made["reward"].tolist()
+    return row(tokens, start, end, reward, turn=turn, terminated=made["terminated"], name=made["id"]), named
+
+
+def talks(limit: int, n: int = 60) -> tuple[list[dict], list[tuple]]:
+    """Utterances on a chain of five cells under random moves, and all their transitions."""
+    rows, transitions = gather(chain, range(1, 6), 2, 6, limit, n)
+    made, named, first = [], [], 0
+    for r in rows:
+        last = first + len(r["start"])
+        one, those = told(r, transitions[first:last])
+        made.append(one)
+        named += those
+        first = last
+    return made, named
+
+
+def learn(rows: list[dict], algo: Any, cfg: Any, history: int | None = None, steps: int = 1500, rate: float = 0.3):
+    """Full-batch training at a decaying rate, with targets that follow at once."""
+    model = table_model(VOCAB, **model_fields(algo, cfg, "utterance"))
+    learner = Learner(model, algo, cfg)
+    options: dict[str, Any] = {"gamma": GAMMA, "bos": BOS, "history": history, "bootstraps": algo.BOOTSTRAPS}
+    batch = collate(rows, acted=True, **options).to("cpu", torch.float64)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
+    for i in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * i / steps)) + 1e-6
+        optimizer.zero_grad()
+        sum(loss.mean() for loss in learner(batch).values()).backward()
+        optimizer.step()
+        model.update_targets(0.5)
+    return model, batch
+
+
+@torch.no_grad()
+def assert_values(model, q: dict, v: dict) -> None:
+    h = torch.eye(VOCAB, dtype=torch.float64)
+    got_q, got_v = model.q_values(h), model.v(h)
+    for (s, pair), want in q.items():
+        assert got_q[pair].item() == pytest.approx(want, abs=1e-3), f"Q({s}, {pair})"
+    for s, want in v.items():
+        assert got_v[s].item() == pytest.approx(want, abs=1e-3), f"V({s})"
+
+
+@pytest.mark.parametrize("history", [None, 1])
+@pytest.mark.parametrize("limit", [60, 4], ids=["terminated", "mostly truncated"])
+def test_implicit_q_learning(limit, history):
+    rows, transitions = talks(limit)
+    assert sum(not r["terminated"] for r in rows) > 20 or limit == 60
+    cfg = ilql_utterance.Config(gamma=GAMMA, tau=TAU)
+    model, _ = learn(rows, ilql_utterance, cfg, history)
+    assert_values(model, *fixed_point(transitions, lambda x: expectile_of(x, TAU)))
