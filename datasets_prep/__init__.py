@@ -5,14 +5,16 @@ turns are closed sets may list them for `--turn-tokens`: `turn_texts(**options) 
 
 from __future__ import annotations
 
-from datasets_prep import casino, chat, deal_or_no_deal, maze, randomwalks, reddit, taskmaster, wordle
+from datasets_prep import casino, chat, deal_or_no_deal, door, maze, randomwalks, recall, reddit, taskmaster, wordle
 
 CORPORA = {
     "chat": chat,
     "casino": casino,
     "deal_or_no_deal": deal_or_no_deal,
+    "door": door,
     "maze": maze,
     "randomwalks": randomwalks,
+    "recall": recall,
     "reddit": reddit,
     "taskmaster": taskmaster,
     "wordle": wordle,

@@ -202,7 +202,10 @@ def _token_logp(value: Any, n: int, field: str) -> list[float]:
     if value is None:
         return [math.nan] * n
     if not isinstance(value, Sequence):
-        raise Reject("", 0, field, "one number, but at token steps it is one a token (or use --step utterance)")
+        if n > 1:
+            hint = "(use --step utterance, or make each message one token, with --turn-tokens or --action-token)"
+            raise Reject("", 0, field, f"one number, but at token steps it is one a token {hint}")
+        value = [value]
     if len(value) != n:
         raise Reject("", 0, field, f"{len(value)} numbers for a message of {n} tokens, its end included")
     return [math.nan if x is None else check.logp(x, field) for x in value]

@@ -29,8 +29,8 @@ class Turn:
 
     role: "assistant" is the agent; "user", "system" and "tool" are observation.
     reward: received on completing this turn; only a turn of the agent may carry one.
-    logp: log-probability under the behaviour policy, where the log has it: a number for the whole utterance, or one
-        number a token.
+    logp: log-probability under the behaviour policy, where the log has it: a number for the whole utterance (at token
+        steps only where it is one token), or one number a token.
     act: False makes a turn of the agent an observation (`loss_mask: 0` of a log); observations are never acts.
     tool_calls: the calls of an agent's turn, as in `messages`; a part of the action.
     name, tool_call_id: of a tool's answer (or a speaker), for chat templates that write them.

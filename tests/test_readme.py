@@ -196,8 +196,9 @@ def test_every_training_option_stands_in_a_table_with_its_default(algo: str) -> 
 
 def test_every_option_of_the_builders_stands_in_a_table_with_its_default() -> None:
     text = read("docs/data.md")
-    rows = table(text)
+    everywhere = table(text[: text.index("## The corpora")])
     for name, corpus in CORPORA.items():
+        rows = everywhere | table(text[text.index(f"\n### {name}\n") :].split("\n##")[1])
         for action in options._parser(name, corpus)._actions:
             flag = next(s for s in action.option_strings if s.startswith("--"))
             assert flag == "--help" or f"`{flag}" in text, flag

@@ -329,7 +329,10 @@ def test_turn_tokens_are_those_that_the_corpus_lists_and_the_named_ones(
 
 def test_turn_tokens_of_a_corpus_that_lists_none(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prep(log, tmp_path / "out", "--turn-tokens") == 2
-    assert "--turn-tokens: the turns of chat are no closed set (those of maze, wordle are)" in capsys.readouterr().err
+    assert (
+        "--turn-tokens: the turns of chat are no closed set (those of door, maze, recall, wordle are)"
+        in capsys.readouterr().err
+    )
 
 
 def test_turn_tokens_and_a_template_that_strips_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,6 +88,13 @@ def test_logp_stands_beside_its_tokens(byte: Encoder) -> None:
     assert row["logp"] == [-1, -2, None, None, None, None, None]
 
 
+def test_one_number_is_enough_for_a_message_of_one_token() -> None:
+    tokenizer = tk.train("byte", [])
+    tk.add_action_tokens(tokenizer, ["yo"])
+    row = Encoder(tokenizer).encode(Episode("x", [HI[0], replace(HI[1], logp=-0.5), *HI[2:]]), "token")
+    assert row["logp"] == [-0.5, None, None, None, None]
+
+
 def test_a_truncated_dialogue_ends_with_what_followed_and_the_header(byte: Encoder) -> None:
     whole = byte.encode(Episode("x", HI), "utterance")["tokens"]
     row = byte.encode(Episode("x", [*HI, Turn("user", "z")], terminated=False), "utterance")
