@@ -20,7 +20,8 @@ from benchmarks.pairs import agree, say, speedup, spread, times
 from benchmarks.report import Section
 from benchmarks.shapes import BOS, MIDDLE, TINY
 from benchmarks.train import Trainers
-from ilql.data import Batch, Run
+from ilql.data import Batch
+from ilql.pieces import Run
 from ilql.prefix import WORTH, apart
 
 ONCE, APART = "beginnings once", "rows apart"

@@ -13,8 +13,9 @@ import torch
 from ilql import frozen
 from ilql.cached import Cache, Counts, Form, groups, hidden_kind, numbers, tensor
 from ilql.columns import Kinds, Writer
-from ilql.data import Batch, Row, Run, collate
+from ilql.data import Batch, Row, collate
 from ilql.model import ILQLModel
+from ilql.pieces import Run
 from ilql.prefix import beside
 from ilql.rows import Mix, Rows
 from ilql.types import InputError
@@ -51,6 +52,8 @@ def join(batches: Sequence[Batch]) -> Batch:
         first=torch.cat([b.first for b in batches]),
         ids=[name for b in batches for name in b.ids],
         hidden=None if batches[0].hidden is None else torch.cat([b.hidden for b in batches if b.hidden is not None]),
+        offered=None,  # a cache has no states of candidates
+        offered_next=None,
         **{name: index(name, tokens) for name in ("state", "last", "next")},
         **{
             name: index(name, [0] * len(batches))

@@ -15,7 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ilql.prefix import Segments, apart, positions, share
+from ilql import offers
+from ilql.offers import Offers
+from ilql.pieces import Pieces, Run, run_of, tokens_of
+from ilql.prefix import apart, positions
 from ilql.types import InputError
 
 Row = Mapping[str, Any]
@@ -110,7 +113,8 @@ class Batch:
     decision (an algorithm that bootstraps cannot use a transition whose next state was not logged) come last, for
     behaviour cloning only; state, last, next (N) positions; reward, discount, ret (N); floor (N): the return to go
     where the dialogue terminated, -inf where it was cut off and nobody knows the rest; first (N): whether it is its
-    dialogue's first; ids: the dialogues.
+    dialogue's first; ids: the dialogues. offered: an actor's candidates at each decision's state, but for the logged
+    action; offered_next: those at its next state (None where the algorithm asks for none).
 
     run: what the trunk has to compute, which is what pieces share only once; where (T): the row of the trunk's output
     that holds a position's h_t. hidden: what a frozen part of the trunk gives for `run`, stored; where that is the
@@ -133,6 +137,8 @@ class Batch:
     where: Tensor
     ids: Sequence[str]
     hidden: Tensor | None = None
+    offered: Offers | None = None
+    offered_next: Offers | None = None
 
     @property
     def n(self) -> int:
@@ -173,6 +179,8 @@ class Batch:
         def move(value: Any) -> Any:
             if isinstance(value, Run):
                 return value._replace(tokens=move(value.tokens), position=move(value.position))
+            if isinstance(value, Offers):
+                return Offers(*map(move, value))
             if not isinstance(value, Tensor):
                 return value
             return value.to(device, dtype if value.is_floating_point() else None)
@@ -180,53 +188,7 @@ class Batch:
         return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
 
-class Run(NamedTuple):
-    """What the trunk computes: tokens (U), position (U), and the segments that these lie in."""
-
-    tokens: Tensor
-    position: Tensor
-    segments: Segments
-
-
-def _run(pieces: Mapping[bytes, bool]) -> tuple[Run, Tensor]:
-    """What the trunk computes of pieces (their int32 tokens as bytes -> whether h at their last token is read), and for
-    every position of all pieces the row of its output, (T); a position that nobody reads has a row out of range."""
-    segments, tokens, rows = share([piece if read else piece[:-4] for piece, read in pieces.items()])
-    where = [r if read else np.append(r, len(tokens) // 4) for r, read in zip(rows, pieces.values(), strict=True)]
-    run = Run(_tokens([tokens]), torch.from_numpy(positions(segments)), segments)
-    return run, torch.from_numpy(np.concatenate(where))
-
-
-def _tokens(pieces: Iterable[bytes]) -> Tensor:
-    return torch.from_numpy(np.frombuffer(b"".join(pieces), np.int32).astype(np.int64))
-
-
-class _Pieces:
-    """Lays windows end to end, each distinct one once."""
-
-    def __init__(self, bos: int) -> None:
-        self.bos = np.int32(bos).tobytes()
-        self.known: dict[bytes, int] = {}
-        self.read: dict[bytes, bool] = {}
-        self.size = 0
-
-    def add(self, tokens: bytes, begin: int, end: int, read: bool) -> int:
-        """Add tokens[begin:end], behind a BOS where that is no beginning; returns what to add to a row's positions.
-
-        read: whether h at the last token is read.
-        """
-        piece = tokens[4 * begin : 4 * end]
-        if begin:
-            piece = self.bos + piece
-        offset = self.known.get(piece)
-        if offset is None:
-            offset = self.known[piece] = self.size
-            self.size += len(piece) // 4
-        self.read[piece] = read or self.read.get(piece, False)
-        return offset - begin + (1 if begin else 0)
-
-
-def _shifts(row: Row, at: Decisions, history: int | None, pieces: _Pieces, acted: bool) -> tuple[np.ndarray, int]:
+def _shifts(row: Row, at: Decisions, history: int | None, pieces: Pieces, acted: bool) -> tuple[np.ndarray, int]:
     """What to add to the positions of each decision (n), and to those of the state after the last one."""
     turn, start, end = row["turn"], row["start"], row["end"]
     tokens = np.ascontiguousarray(row["tokens"], np.int32).tobytes()
@@ -259,37 +221,57 @@ def collate(
     reward_scale: float = 1.0,
     bootstraps: bool = True,
     acted: bool = True,
+    offered: bool = False,
 ) -> Batch:
     """Lay dialogues end to end as decisions.
 
     gamma: discount of a time step. history: see DataConfig. bootstraps: whether the algorithm needs the next state;
     then a last transition without one is no decision, and its tokens are left to behaviour cloning. acted: whether h is
-    read at an action's last token (scalar critics of utterances do, critics over the vocabulary do not).
+    read at an action's last token (scalar critics of utterances do, critics over the vocabulary do not). offered:
+    whether the dialogues' proposals are read too; then a next state without any, logged reply or other, is none.
     """
-    pieces = _Pieces(bos)
+    pieces = Pieces(bos)
     parts: list[dict[str, np.ndarray]] = []
+    here: list[tuple[int, int]] = []
+    after: list[tuple[int, int]] = []
     ids, n = [], 0
     for row in rows:
         at = decisions(row["start"], row["end"], len(row["tokens"]), bool(row["terminated"]))
         shifts, final = _shifts(row, at, history, pieces, acted)
-        keep = len(shifts) if at.has_next or not bootstraps else len(shifts) - 1
+        places = _places(row, at, shifts, history, pieces) if offered else None
+        has_next = at.has_next and (places is None or len(places[-1]) > 0)
+        keep = len(shifts) if has_next or not bootstraps else len(shifts) - 1
         columns = _steps(row, at, shifts, final, gamma, reward_scale)
         parts.append({name: column[:keep] for name, column in columns.items()} | _acts(row, shifts, keep, n))
         ids.append(str(row["id"]))
+        if places is not None:
+            here += offers.here(places, (at.last + shifts).tolist(), keep, n)
+            after += offers.after(places, keep, n)
         n += keep
     if not pieces.known:
         raise InputError("a batch without dialogues; the dataset is empty")
     flat = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     flat["target"] = np.concatenate([flat["target"], flat.pop("orphan")])
-    run, where = _run(pieces.read)
+    run, where = run_of(pieces.read)
     return Batch(
-        tokens=_tokens(pieces.known),
+        tokens=tokens_of(pieces.known),
         position=torch.from_numpy(positions(apart([len(piece) // 4 for piece in pieces.known]))),
-        **{name: torch.from_numpy(column) for name, column in flat.items()},
+        **{name: torch.from_numpy(column) for name, column in flat.items()},  # type: ignore[arg-type]
         run=run,
         where=where,
         ids=ids,
+        offered=offers.gather(here) if offered else None,
+        offered_next=offers.gather(after) if offered else None,
     )
+
+
+def _places(row: Row, at: Decisions, shifts: np.ndarray, history: int | None, pieces: Pieces) -> list[list[int]]:
+    """Positions of the last tokens of what is offered at each state of a row, the one after its last action too."""
+    turns: list[int] = np.asarray(np.searchsorted(row["turn"], row["start"], side="right") - 1).tolist()
+    if at.next[-1] > at.last[-1]:
+        turns.append(len(row["turn"]) - 1)
+    windows = [window_start(row["turn"], turn, history) for turn in turns]
+    return offers.lay(row, windows, (at.last + shifts).tolist(), pieces)
 
 
 def _steps(

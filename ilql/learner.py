@@ -18,6 +18,7 @@ from ilql.data import Batch
 from ilql.floored import floored_lse
 from ilql.heads import taken_and_lse
 from ilql.model import ILQLModel
+from ilql.offers import Offers
 from ilql.types import InputError
 
 
@@ -131,6 +132,23 @@ class Out:
         return torch.stack(each).amin(0)[spread]
 
     @cached_property
+    def q_offered(self) -> Tensor:
+        """Q of the other replies offered at the decisions' states by every critic, (K, P), of `batch.offered`; scalar
+        critics only."""
+        place, spread = _distinct(self.batch.where[_there(self.batch.offered).last])
+        h = self.critic_hidden[place]
+        return torch.stack([q(h) for q in self.model.q])[:, spread]
+
+    @cached_property
+    @torch.no_grad()
+    def q_target_offered(self) -> Tensor:
+        """Q of the replies offered at the next states, the minimum over the frozen critics, (R), of
+        `batch.offered_next`: a constant; scalar critics only."""
+        place, spread = _distinct(self.batch.where[_there(self.batch.offered_next).last])
+        h = self.target_hidden[place]
+        return torch.stack([q(h) for q in self.model.q_target]).amin(0)[spread]
+
+    @cached_property
     def v(self) -> Tensor:
         """V at the state, (N)."""
         place, spread = _distinct(self.batch.where[self.batch.state])
@@ -160,6 +178,12 @@ class Out:
         out = torch.zeros(self.batch.n, dtype=self.hidden.dtype, device=self.hidden.device)
         out[follows] = read(place)[spread].to(out.dtype)
         return out
+
+
+def _there(offers: Offers | None) -> Offers:
+    if offers is None:
+        raise RuntimeError("this loss reads proposals, but its algorithm does not say OFFERED = True")
+    return offers
 
 
 def _distinct(index: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,29 @@ def cql(q: Tensor, q_lse: Tensor) -> Tensor:
     return (q_lse - q).sum(0)
 
 
+def lse_among(q: Tensor, others: Tensor, owner: Tensor) -> Tensor:
+    """log-sum-exp over the logged action and the others that were offered in its place: (K, N), (K, P), (P) -> (K, N).
+
+    owner: the decision of each of the others, none of which is the logged action. With `cql` a penalty of at least 0,
+    as the logged action is among those summed; without it there it has no lower bound.
+    """
+    top = q.detach().scatter_reduce(1, owner.expand_as(others), others.detach(), "amax")
+    return top + (q - top).exp().index_add(1, owner, (others - top[:, owner]).exp()).log()
+
+
+def best_among(q: Tensor, owner: Tensor, n: int) -> Tensor:
+    """The largest Q of what is offered to each of n decisions: (R), (R) -> (N), 0 where nothing is."""
+    return q.new_zeros(n).scatter_reduce(0, owner, q, "amax", include_self=False)
+
+
+def soft_among(q: Tensor, owner: Tensor, n: int, temperature: float) -> Tensor:
+    """The mean Q under softmax(Q / temperature) of what is offered to each of n decisions: (R), (R) -> (N), 0 where
+    nothing is. Towards 0 the largest Q, above it the mean (Ghasemipour et al. 2021 take the largest)."""
+    weight = ((q - best_among(q, owner, n)[owner]) / temperature).exp()
+    total = q.new_zeros(n).index_add(0, owner, weight)
+    return q.new_zeros(n).index_add(0, owner, weight / total[owner] * q)
+
+
 def weighted_ce(logp: Tensor, rest: Tensor, weight: Tensor) -> Tensor:
     """Cross-entropy with a target that gives the action its `weight` and the remainder 1 - weight to the rest:
     -[w log p(a) + (1 - w) rest], (K, N), (K, N), (N) -> (N), summed over K (Hong et al. 2024, sec. 4).

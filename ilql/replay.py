@@ -12,7 +12,8 @@ import torch
 
 from ilql.cached import Cache, tensor
 from ilql.columns import Column
-from ilql.data import Batch, Run
+from ilql.data import Batch
+from ilql.pieces import Run
 from ilql.prefix import apart
 from ilql.rows import returns_to_go
 from ilql.states import FORM, NOTHING, STATE, TERMINAL
@@ -194,7 +195,7 @@ class Decisions:
             "where": where,
         }
         return Batch(
-            **{name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in columns.items()},
+            **{name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in columns.items()},  # type: ignore[arg-type]
             run=Run(nothing, nothing, apart([])),
             ids=Ids(self.dialogues, at["dialogue"]),  # type: ignore[arg-type]
             hidden=self._hidden(stored),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ilql import proposals
 from ilql.schema import INTEGERS, check_columns, check_row, read_manifest, sound, views
 from ilql.types import InputError
 
@@ -36,11 +37,18 @@ class Rows(Sequence[dict[str, Any]]):
                     for column in INTEGERS:
                         if self._batches[-1][column][1].dtype.kind != "i":
                             raise InputError(f"{path}: a null in column {column!r}; build the dataset again")
+                    if getattr(self._batches[-1].get(proposals.NAME), "nulls", False):
+                        raise InputError(f"{path}: a null in column {proposals.NAME!r}; make the proposals again")
                     lengths.append(np.diff(self._batches[-1]["tokens"][0]))
             except pa.ArrowInvalid as error:
                 raise InputError(f"{path} cannot be read ({error}); build the dataset again") from None
         self.lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         self._first = np.cumsum([0] + [len(x) for x in lengths])
+
+    @property
+    def has_proposals(self) -> bool:
+        """Whether all of them have candidates for their states."""
+        return all(proposals.NAME in batch for batch in self._batches)
 
     @property
     def returns(self) -> np.ndarray:
@@ -76,6 +84,8 @@ class Rows(Sequence[dict[str, Any]]):
             if isinstance(column, tuple):
                 offsets, values = column
                 out[name] = values[offsets[j] : offsets[j + 1]]
+            elif isinstance(column, proposals.Column):
+                out[name] = column[j]
             else:
                 out[name] = column[j].as_py()
         return out

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ilql import proposals
 from ilql.types import InputError
 
 VERSION = 1
@@ -41,7 +42,7 @@ SCHEMA = pa.schema(
 INTEGERS = tuple(field.name for field in SCHEMA if field.type == pa.list_(pa.int32()))
 OPTIONAL = {
     "pair": pa.string(),
-    "proposals": pa.list_(pa.list_(pa.list_(pa.int32()))),
+    proposals.NAME: proposals.TYPE,
     "prefix": pa.list_(pa.float32()),
 }
 
@@ -114,14 +115,16 @@ def check_columns(schema: pa.Schema, where: str) -> None:
 
 
 def views(batch: pa.RecordBatch) -> dict[str, Any]:
-    """Columns of a record batch: lists of numbers as (offsets from 0 on, values), both numpy views, the rest as Arrow
-    arrays. Nulls among numbers become NaN, among integers too."""
+    """Columns of a record batch: lists of numbers as (offsets from 0 on, values), both numpy views, proposals as
+    `ilql.proposals.Column`, the rest as Arrow arrays. Nulls among numbers become NaN, among integers too."""
     out: dict[str, Any] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
             values = column.values.to_numpy(zero_copy_only=not column.values.null_count)
             first = int(column.offsets[0].as_py()) if len(column) else 0
             out[name] = (column.offsets.to_numpy() - first, values[first:])
+        elif name == proposals.NAME:
+            out[name] = proposals.Column(column)
         else:
             out[name] = column
     return out
@@ -159,7 +162,8 @@ def fault(row: Mapping[str, Any], vocab_size: int) -> str | None:
         (np.isfinite(reward).all(), "a reward is not finite"),
         (not (np.isinf(logp) | (logp > 1e-6)).any(), "a log-probability is above 0 or infinite"),
     )
-    return next((what for holds, what in checks if not holds), None)
+    found = next((what for holds, what in checks if not holds), None)
+    return proposals.fault(row, vocab_size) if found is None and proposals.NAME in row else found
 
 
 def sound(columns: Mapping[str, Any], vocab_size: int) -> bool:
@@ -180,7 +184,10 @@ def sound(columns: Mapping[str, Any], vocab_size: int) -> bool:
         *((start[first] >= 1) & (start[first] >= opening), start < end, follows, end[last] <= length),
         *(np.isfinite(reward), ~(np.isinf(logp) | (logp > 1e-6))),
     )
-    return all(bool(holds.all()) for holds in checks)
+    if not all(bool(holds.all()) for holds in checks):
+        return False
+    states = np.diff(at["start"]) + (cut_off & (length > end[last]))
+    return proposals.NAME not in columns or bool(columns[proposals.NAME].sound(states, vocab_size))
 
 
 def check_row(row: Mapping[str, Any], vocab_size: int, where: str) -> None:

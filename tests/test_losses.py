@@ -7,7 +7,19 @@ import math
 import pytest
 import torch
 
-from ilql.losses import awr_weight, cql, expectile, gumbel, nll, sparse, td, td_target
+from ilql.losses import (
+    awr_weight,
+    best_among,
+    cql,
+    expectile,
+    gumbel,
+    lse_among,
+    nll,
+    soft_among,
+    sparse,
+    td,
+    td_target,
+)
 
 
 def t(*values: float, grad: bool = False) -> torch.Tensor:
@@ -109,3 +121,26 @@ def test_awr_weight_is_clipped_and_finite():
     assert got.tolist() == pytest.approx([1, math.exp(2), 20, 0])
     assert awr_weight(t(math.log(3)), 1.0, 20.0).item() == pytest.approx(3)
     assert not awr_weight(t(1, grad=True), 1.0, 20.0).requires_grad
+
+
+def test_log_sum_exp_among_what_was_offered():
+    """Decision 0 had two others, 1 none, 2 one: log(e^1 + e^0 + e^2), 5, log(e^-1 + e^3)."""
+    q = torch.tensor([[1.0, 5.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    others = torch.tensor([[0.0, 2.0, 3.0]], dtype=torch.float64, requires_grad=True)
+    owner = torch.tensor([0, 0, 2])
+    got = lse_among(q, others, owner)
+    want = [math.log(math.e + 1 + math.exp(2)), 5.0, math.log(math.exp(-1) + math.exp(3))]
+    assert got.tolist() == [pytest.approx(want, rel=1e-12)]
+    assert torch.autograd.gradcheck(lambda a, b: lse_among(a, b, owner), (q, others))
+    big = lse_among(q + 2000, others + 2000, owner)
+    assert (big - 2000).tolist() == [pytest.approx(want, abs=1e-9)], "no exp overflows"
+
+
+def test_the_best_and_the_soft_best_of_what_is_offered():
+    q, owner = torch.tensor([1.0, 3.0, -2.0], dtype=torch.float64), torch.tensor([0, 0, 2])
+    assert best_among(q, owner, 4).tolist() == [3.0, 0.0, -2.0, 0.0], "nothing offered is worth nothing"
+    e = math.exp(-2 / 0.5)
+    soft = soft_among(q, owner, 4, 0.5).tolist()
+    assert soft == pytest.approx([(3 + e * 1) / (1 + e), 0.0, -2.0, 0.0])
+    assert soft_among(q, owner, 3, 1e-4).tolist() == pytest.approx([3.0, 0.0, -2.0])
+    assert soft_among(q, owner, 3, 1e6).tolist() == pytest.approx([2.0, 0.0, -2.0], abs=1e-4)
