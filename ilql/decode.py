@@ -154,7 +154,7 @@ class LMPolicy:
                 return out
         raise InputError(f"the agent's header alone does not fit a context of {self.context}; use a longer one")
 
-    def _room(self, prompt: Sequence[int]) -> int:
+    def room(self, prompt: Sequence[int]) -> int:
         """Tokens that the answer may have."""
         return self.max_new_tokens if self.context is None else min(self.max_new_tokens, self.context - len(prompt))
 
@@ -211,7 +211,7 @@ class LMPolicy:
         order = sorted(range(len(todo)), key=lambda i: len(todo[i]))
         replies: list[list[int]] = [[] for _ in todo]
         for part in (order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)):
-            rooms = [self._room(todo[j]) for j in part]
+            rooms = [self.room(todo[j]) for j in part]
             answers = self.generator(
                 [todo[j] for j in part], rooms, self.choice, None if noise is None else noise[part]
             )

@@ -24,6 +24,8 @@ from ilql.model import ILQLModel
 from ilql.prepack import Prepacked, Product, linear, product
 from ilql.scores import SCORES, extracted
 
+NO_NUMBERS = "the model's scores are not numbers: it diverged in training, or its weights are damaged"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -96,10 +98,7 @@ class Generator:
             self.model.check_beta(choice.beta)
         if noise is None and choice.temperature is not None:
             noise = uniform(len(prompts), max(rooms))
-        with torch.no_grad():
-            if self.laid is None or self.laid.stale():
-                self.laid = Laid(self.model)
-        laid, device = self.laid, self.model.device
+        laid, device = self.ready(), self.model.device
         if laid.lean is not None:
             rows: LeanRows | TrunkRows = LeanRows(laid.lean, prompts, max(rooms), self.model.dtype, device)
         else:
@@ -110,6 +109,13 @@ class Generator:
         with torch.inference_mode(laid.lean is not None and judged is None), torch.no_grad(), laid.trunk:
             drawn = None if noise is None else noise.to(device)
             return self._loop(laid, rows, judged, torch.tensor(rooms, device=device), choice, drawn)
+
+    @torch.no_grad()
+    def ready(self) -> Laid:
+        """The weights laid out as they are now."""
+        if self.laid is None or self.laid.stale():
+            self.laid = Laid(self.model)
+        return self.laid
 
     def _loop(
         self,
@@ -181,7 +187,7 @@ def draw(scores: Tensor, temperature: float, noise: Tensor) -> Tensor:
     scores = scores if temperature == 1 else scores / temperature
     mass = scores.softmax(1).cumsum(1, dtype=torch.float64)
     if not math.isfinite(float(mass[:, -1].sum())):
-        raise RuntimeError("the model's scores are not numbers: it diverged in training, or its weights are damaged")
+        raise RuntimeError(NO_NUMBERS)
     return torch.searchsorted(mass, noise[:, None] * mass[:, -1:], right=True)
 
 

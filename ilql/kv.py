@@ -4,6 +4,7 @@ row whose answer is known.
 
 Rows lie right-aligned, so that all write a step's token into the same column; the columns before a shorter prompt are
 masked. `LeanRows` decodes a trunk that `ilql.lean` has written out, `TrunkRows` any other as transformers has it.
+`LeanTree` and `TrunkTree` do the same for prompts that go on in several ways at once.
 """
 
 from __future__ import annotations
@@ -137,3 +138,87 @@ class TrunkRows:
         out = self.trunk(input_ids=tokens, attention_mask=self.real, past_key_values=self.past, use_cache=True, **extra)
         self.past = out.past_key_values
         return out.last_hidden_state[:, -1]  # type: ignore[no-any-return]
+
+
+class LeanTree:
+    """Prompts that each go on in several branches. Decision: all keys and values of a prompt's branches lie in one row
+    and never move; what a branch sees of them is its mask. So a prompt is stored and read once for all its branches,
+    and to branch copies masks only.
+
+    prompts: token ids, one list each. room: tokens that all branches of a prompt may take in all, dead ones included.
+    """
+
+    past: Tensor  # (layers, P, 2, kv heads, columns, d)
+    position: Tensor  # (P), of the next token
+    mask: Tensor  # (P, branches, columns), 0 where a branch has been, else -inf
+
+    def __init__(
+        self, lean: Lean, prompts: Sequence[Sequence[int]], room: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.lean, self.room = lean, room
+        self.root = LeanRows(lean, prompts, 0, dtype, device)
+
+    def prefill(self) -> Tensor:
+        """h at each prompt's last token (P, D). Equal prompts are computed once."""
+        hidden = self.root.prefill()
+        past, self.filled, self.position = self.root.past, self.root.filled, self.root.position
+        self.past = past.new_zeros((*past.shape[:4], self.filled + self.room, past.shape[5]))
+        self.past.narrow(4, 0, self.filled).copy_(past)
+        self.mask = past.new_full((past.shape[1], 1, self.filled + self.room), -torch.inf)
+        self.mask.narrow(2, 0, self.filled).copy_(self.root.mask[:, 0])
+        del self.root
+        return hidden
+
+    def branch(self, prompts: Tensor, parent: Tensor) -> None:
+        """Let the prompts be those of `prompts` (P), in its order, with branches that go on where those of the numbers
+        `parent` (P, branches) end. The others leave."""
+        moved = (prompts != torch.arange(len(prompts), device=prompts.device)).nonzero().squeeze(1)
+        if len(moved):
+            so_far = self.past.narrow(4, 0, self.filled)
+            so_far[:, moved] = so_far[:, prompts[moved]]
+        self.past = self.past[:, : len(prompts)]
+        self.position = self.position[prompts]
+        self.mask = self.mask[prompts[:, None], parent]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append a token to each branch: (P, branches) -> h (P * branches, D)."""
+        prompts, width = tokens.shape
+        newest = self.past.narrow(4, self.filled, width).unbind(0)
+        self.mask.narrow(2, self.filled, width).diagonal(dim1=1, dim2=2).zero_()
+        self.filled += width
+        groups = -1  # queries of one key
+        mask: Tensor | None = None
+        so_far = self.past.narrow(4, 0, self.filled).unbind(0)
+
+        def attend(layer: int, q: Tensor, kv: Tensor, scale: float) -> Tensor:
+            nonlocal groups, mask
+            newest[layer].copy_(kv.unflatten(0, (prompts, width)).permute(0, 2, 3, 1, 4))
+            keys, values = so_far[layer].unbind(1)
+            if mask is None:
+                groups = q.shape[1] // keys.shape[1]
+                mask = self.mask.narrow(2, 0, self.filled).repeat(1, groups, 1)[:, None]
+            shared = q.to(self.past.dtype).unflatten(0, (prompts, width)).unflatten(2, (-1, groups))
+            shared = shared.permute(0, 2, 3, 1, 4).flatten(2, 3)  # (P, kv heads, groups * branches, d)
+            out = F.scaled_dot_product_attention(shared, keys, values, mask, scale=scale)
+            return out.unflatten(2, (groups, width)).permute(0, 3, 1, 2, 4).reshape(len(q), -1).to(q.dtype)
+
+        hidden = self.lean.forward(tokens.flatten(), self.position.repeat_interleave(width), attend, None)
+        self.position = self.position + 1
+        return hidden
+
+
+class TrunkTree:
+    """The same by the trunk's own forward and cache, of which every branch has a copy."""
+
+    def __init__(self, lm: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> None:
+        self.rows, self.width = TrunkRows(lm, prompts, pad), 1
+
+    def prefill(self) -> Tensor:
+        return self.rows.prefill()
+
+    def branch(self, prompts: Tensor, parent: Tensor) -> None:
+        self.rows.keep((prompts[:, None] * self.width + parent).flatten())
+        self.width = parent.shape[1]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return self.rows.step(tokens.flatten())

@@ -97,7 +97,7 @@ def _top_k(logp: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
     """The k likeliest tokens, and all that equal the last of them; low precision makes many equal."""
     size, asked = logp.shape[-1], k + 16
     while True:
-        values, token = _largest(logp, min(asked, size))
+        values, token = largest(logp, min(asked, size))
         least = values[..., k - 1 : k].clamp(min=torch.finfo(logp.dtype).min)  # what is impossible is no candidate
         count = int((values >= least).sum(-1).max())
         if count < asked or asked >= size:
@@ -111,7 +111,7 @@ def _top_p(logp: Tensor, p: float) -> Tensor:
     """Tokens that hold the smallest set of mass p, and all that equal its last one."""
     size, count = logp.shape[-1], 64
     while count < size:
-        values, token = _largest(logp, count)
+        values, token = largest(logp, count)
         prob = values.exp()
         outside = prob.cumsum(-1) - prob >= p
         last = torch.where(outside, torch.inf, values).amin(-1, keepdim=True)  # the least likely token inside
@@ -121,7 +121,7 @@ def _top_p(logp: Tensor, p: float) -> Tensor:
     return torch.arange(size, device=logp.device).expand(logp.shape)
 
 
-def _largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Values and places (..., count) of the largest, in descending order; of a long row by the largest of its blocks,
     which takes less time: the `count` blocks with the largest maxima hold them."""
     whole = x.shape[-1] // BLOCK * BLOCK

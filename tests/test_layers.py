@@ -48,6 +48,7 @@ ORDER = (
     "ilql.lean",
     "ilql.kv",
     "ilql.generation",
+    "ilql.propose",
     "ilql.closed",
     "ilql.build",
     "ilql.compiled",
