@@ -5,13 +5,26 @@ turns are closed sets may list them for `--turn-tokens`: `turn_texts(**options) 
 
 from __future__ import annotations
 
-from datasets_prep import casino, chat, deal_or_no_deal, door, maze, randomwalks, recall, reddit, taskmaster, wordle
+from datasets_prep import (
+    casino,
+    chat,
+    deal_or_no_deal,
+    door,
+    haggle,
+    maze,
+    randomwalks,
+    recall,
+    reddit,
+    taskmaster,
+    wordle,
+)
 
 CORPORA = {
     "chat": chat,
     "casino": casino,
     "deal_or_no_deal": deal_or_no_deal,
     "door": door,
+    "haggle": haggle,
     "maze": maze,
     "randomwalks": randomwalks,
     "recall": recall,
