@@ -101,11 +101,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     mix = Mix(parts)
     algo = ALGOS[cfg.algo]
     step = mix.parts[0].manifest["step"]
-    if step not in algo.STEPS:
-        raise InputError(
-            f"{cfg.algo} learns at {' or '.join(algo.STEPS)} steps, but {cfg.data.path[0]} has {step} steps; build it "
-            f"again: {rebuild(parts[0], algo.STEPS[0])}"
-        )
+    _check_step(cfg, parts[0])
     encoder = Encoder.from_folder(Path(cfg.data.path[0]) / "tokenizer")
     for part in parts:
         part.check(encoder.vocab_size)
@@ -162,6 +158,22 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
             pools[split] = Dialogues(caches, split, picked.rows, picked.chosen, together)
     batching = replace(cfg.batch, dialogues=cfg.batch.decisions) if cfg.model.freeze == TRUNK else cfg.batch
     return feed(**_arrange(cfg, batching, pools, _as_it_is, rank, world), digests=digests, caches=caches)
+
+
+def _check_step(cfg: TrainConfig, rows: Rows) -> None:
+    """Refuse a dataset at a time step that the algorithm, or an option of it, is not defined for."""
+    algo, step = ALGOS[cfg.algo], rows.manifest["step"]
+    if step not in algo.STEPS:
+        raise InputError(
+            f"{cfg.algo} learns at {' or '.join(algo.STEPS)} steps, but {rows.folder} has {step} steps; build it "
+            f"again: {rebuild(rows, algo.STEPS[0])}"
+        )
+    weight = getattr(cfg.hyper, "cql_weight", 0.0)
+    if weight and algo.CRITIC == "vocabulary" and critic(algo, step) == "scalar":
+        raise InputError(
+            f"{cfg.algo}.cql_weight is {weight:g}, but {rows.folder} has utterance steps, and of utterances there is no "
+            f"vocabulary to sum over; set {cfg.algo}.cql_weight to 0"
+        )
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ilql.trainer import train
 from ilql.types import InputError
 from tests.test_trainer import assert_close, refused, rows, same, stop_at, weights
 from tests.tiny import config, dataset
+from tests.toys import defaults
 
 LOG: dict[str, Any] = {"every": 1, "validate_every": 5, "validation_batches": 9, "checkpoint_every": 0}
 # All but those that read other rows than are stored.
@@ -81,9 +83,10 @@ def test_twenty_steps_equal_those_of_the_frozen_trunk(
 ) -> None:
     """One batch an epoch, so that both see the same decisions. Some dialogues are cut off."""
     assert not all(row["terminated"] for row in Rows(place.data[step]))
-    data = {"history": history, "reward_scale": 0.5}
-    plain = train(place.config(tmp_path / "plain", algo, step, steps=20, data=data))
-    other = place.cached(tmp_path / "cached", algo, step, steps=20, data=data)
+    options: dict[str, Any] = {"steps": 20, "data": {"history": history, "reward_scale": 0.5}}
+    options |= {algo: asdict(defaults(ALGOS[algo], step))}
+    plain = train(place.config(tmp_path / "plain", algo, step, **options))
+    other = place.cached(tmp_path / "cached", algo, step, **options)
     with monkeypatch.context() as patch:
         patch.setattr(GPT2Model, "forward", lambda *a, **k: pytest.fail("the trunk ran"))
         patch.setattr("ilql.build.check_trunk", lambda model: None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ilql.algos import ilql_utterance
+from ilql.algos import archer, ilql_utterance, mc, sarsa
 from ilql.data import collate
 from ilql.learner import Learner
 from tests.test_tabular import GAMMA, TAU, chain, expectile_of, fixed_point, gather
@@ -79,8 +79,49 @@ def assert_values(model, q: dict, v: dict) -> None:
 @pytest.mark.parametrize("history", [None, 1])
 @pytest.mark.parametrize("limit", [60, 4], ids=["terminated", "mostly truncated"])
 def test_implicit_q_learning(limit, history):
-    rows, transitions = talks(limit)
+    rows, transitions = talks(limit, 40)
     assert sum(not r["terminated"] for r in rows) > 20 or limit == 60
     cfg = ilql_utterance.Config(gamma=GAMMA, tau=TAU)
     model, _ = learn(rows, ilql_utterance, cfg, history)
     assert_values(model, *fixed_point(transitions, lambda x: expectile_of(x, TAU)))
+
+
+def test_single_step_critics_learn_the_values_of_the_logs():
+    rows, transitions = talks(20, 40)
+    model, _ = learn(rows, sarsa, sarsa.Config(gamma=GAMMA, cql_weight=0.0), history=1)
+    assert_values(model, *fixed_point(transitions, np.mean))
+
+
+def test_returns_to_go_are_learned():
+    rows, transitions = talks(20, 40)
+    model, batch = learn(rows, mc, mc.Config(gamma=GAMMA, cql_weight=0.0), history=1, rate=0.1)
+    seen: dict[tuple[int, int], list[float]] = {}
+    of: dict[int, list[float]] = {}
+    for (s, pair, _, _), ret in zip(transitions, batch.ret.tolist(), strict=True):
+        seen.setdefault((s, pair), []).append(ret)
+        of.setdefault(s, []).append(ret)
+    model.update_targets(1.0)
+    assert_values(model, {key: np.mean(x) for key, x in seen.items()}, {s: np.mean(x) for s, x in of.items()})
+
+
+@pytest.mark.parametrize(("beta", "clip"), [(0.7, 1e6), (0.7, 1.5)], ids=["free", "clipped"])
+def test_archer_trains_the_improvement_into_every_token(beta, clip):
+    """pi(a | s) is the logs' policy, weighed by min(exp(beta A), clip). A table of one-token states sees the state at
+    an utterance's first token alone; so here an utterance is that, and its end."""
+    rows, transitions = talks(2, 40)
+    short = []
+    for r in rows:
+        tokens = r["tokens"].copy()
+        for s in r["start"]:
+            tokens[s] = tokens[s + 1]  # the pair twice
+        short.append(r | {"tokens": tokens})
+    cfg = archer.Config(gamma=GAMMA, tau=TAU, beta=beta, clip=clip)
+    model, _ = learn(short, archer, cfg, steps=2000)
+    q, v = fixed_point(transitions, lambda x: expectile_of(x, TAU))
+    assert_values(model, q, v)
+    weight = {key: min(np.exp(beta * (value - v[key[0]])), clip) for key, value in q.items()}
+    policy = torch.softmax(model.lm.out.weight.detach().T, -1).numpy()
+    for (s, pair), w in weight.items():
+        count = sum(t[:2] == (s, pair) for t in transitions)
+        total = sum(weight[t[:2]] for t in transitions if t[0] == s)
+        assert policy[s, pair] == pytest.approx(count * w / total, abs=2e-3), f"pi({pair} | {s})"

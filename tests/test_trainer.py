@@ -452,6 +452,10 @@ def test_data_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
         r"ilql_utterance learns at utterance steps, but \S+ has token steps; build it again: "
         r"python -m datasets_prep tiny --input PATH --output \S+-utterance --step utterance",
     )
+    refused(
+        config(utterance, out, "sarsa"),
+        r"sarsa\.cql_weight is 0\.01, but \S+utterance has utterance steps, .*; set sarsa\.cql_weight to 0$",
+    )
     refused(config(tmp_path / "nowhere", out), "is not a dataset")
     none = dataset(tmp_path / "none", held=0)
     refused(config(none, out, log={"validate_every": 1}), "no validation split")

@@ -11,7 +11,7 @@ of the dialogues does not suit the options); `prepare(row, note, cfg) -> row` (a
 
 from types import ModuleType
 
-from ilql.algos import awac, bc, cql, dt, filtered_bc, ilql, ilql_utterance, mc, q_sft, sarsa
+from ilql.algos import archer, awac, bc, cql, dt, filtered_bc, ilql, ilql_utterance, mc, q_sft, sarsa
 
 ALGOS = {
     "bc": bc,
@@ -24,6 +24,7 @@ ALGOS = {
     "q_sft": q_sft,
     "ilql": ilql,
     "ilql_utterance": ilql_utterance,
+    "archer": archer,
 }
 
 

@@ -1,6 +1,7 @@
 """Monte-Carlo returns: Q regresses on the discounted return to go, without bootstrapping (the "MC" of LMRL-Gym), V on
 the same; the policy re-weights the BC actor as ILQL's does. It improves one step over the behaviour policy and cannot
-stitch."""
+stitch. At utterance steps the critics are of whole utterances, and there is no penalty: its sum is over a vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from ilql.scores import advantage as scores
 
 __all__ = ["Config", "loss", "scores"]
 
-STEPS = ("token",)
+STEPS = ("token", "utterance")
 CRITIC = "vocabulary"
 BOOTSTRAPS = False
 PER_TOKEN = frozenset({"bc"})
@@ -24,7 +25,7 @@ PER_TOKEN = frozenset({"bc"})
 
 @dataclass(frozen=True)
 class Config:
-    """gamma: discount. cql_weight: of the conservative penalty. polyak: 1 keeps the targets, by which decoding reads
+    """gamma: discount of a time step. cql_weight: of the conservative penalty; 0 at utterance steps. polyak: 1 keeps the targets, by which decoding reads
     Q, equal to the critics: nothing bootstraps from them here."""
 
     gamma: float = 0.99

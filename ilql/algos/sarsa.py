@@ -7,7 +7,8 @@ policy that wrote the logs, from which decoding takes one step of improvement.
     L   = L_Q + L_V + cql_weight sum_k [lse Q_k(s, .) - Q_k(s, a)] - log pi(a | s)
 
 Decision: the target takes V(s') and not Q(s', a') of the next logged action. Both have the same mean over the logs, V
-has the smaller variance, and a dialogue that was cut off has a next state but no next action.
+has the smaller variance, and a dialogue that was cut off has a next state but no next action. At utterance steps the
+critics are of whole utterances, and there is no penalty: its sum is over a vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ilql.scores import advantage as scores
 
 __all__ = ["Config", "loss", "scores"]
 
-STEPS = ("token",)
+STEPS = ("token", "utterance")
 CRITIC = "vocabulary"
 BOOTSTRAPS = True
 PER_TOKEN = frozenset({"bc"})
@@ -33,8 +34,8 @@ TAU = 0.5
 
 @dataclass(frozen=True)
 class Config:
-    """gamma: discount a token. cql_weight: of the conservative penalty (0 to 1). polyak: the targets' step towards the
-    critics after every optimizer step."""
+    """gamma: discount of a time step. cql_weight: of the conservative penalty (0 to 1); 0 at utterance steps. polyak:
+    the targets' step towards the critics after every optimizer step."""
 
     gamma: float = 0.99
     cql_weight: float = 0.01

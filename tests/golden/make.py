@@ -33,9 +33,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ilql_calibrated": ("ilql", {"calibrated": True}),
     "cql_calibrated": ("cql", {"calibrated": True}),
     "q_sft_dummy": ("q_sft", {"low": -3.0, "high": 3.0, "rest": "dummy"}),
+    "mc_utterance": ("mc", {"cql_weight": 0.0}),
+    "sarsa_utterance": ("sarsa", {"cql_weight": 0.0}),
     "ilql_sparse": ("ilql", {"v_loss": "sparse", "v_temperature": 0.5}),
 }
-UTTERANCE: set[str] = set()  # of the variants, those at utterance steps
+UTTERANCE = {"mc_utterance", "sarsa_utterance"}  # of the variants, those at utterance steps
 COMMON: dict[str, Any] = {"gamma": 0.9, "tau": 0.8, "cql_weight": 0.1, "polyak": 0.1}
 
 
