@@ -171,8 +171,8 @@ def _check_step(cfg: TrainConfig, rows: Rows) -> None:
     weight = getattr(cfg.hyper, "cql_weight", 0.0)
     if weight and algo.CRITIC == "vocabulary" and critic(algo, step) == "scalar":
         raise InputError(
-            f"{cfg.algo}.cql_weight is {weight:g}, but {rows.folder} has utterance steps, and of utterances there is no "
-            f"vocabulary to sum over; set {cfg.algo}.cql_weight to 0"
+            f"{cfg.algo}.cql_weight is {weight:g}, but {rows.folder} has utterance steps, and there is no "
+            f"vocabulary of utterances to sum over; set {cfg.algo}.cql_weight to 0"
         )
 
 

@@ -25,8 +25,8 @@ PER_TOKEN = frozenset({"bc"})
 
 @dataclass(frozen=True)
 class Config:
-    """gamma: discount of a time step. cql_weight: of the conservative penalty; 0 at utterance steps. polyak: 1 keeps the targets, by which decoding reads
-    Q, equal to the critics: nothing bootstraps from them here."""
+    """gamma: discount of a time step. cql_weight: of the conservative penalty; 0 at utterance steps. polyak: 1 keeps
+    the targets, by which decoding reads Q, equal to the critics: nothing bootstraps from them here."""
 
     gamma: float = 0.99
     cql_weight: float = 0.01
