@@ -31,8 +31,9 @@ class ModelConfig:
     has it. extra: further fields of the trunk's config. critics: K, 1 or 2 (the minimum of the targets is taken).
     head: what critics over the vocabulary end in, a matrix of their own (mlp, the papers') or the language model's
     output embedding (tied, smaller by far, and another model). head_width: of the heads' hidden layer, None = twice the
-    trunk's width. dtype: of the weights. freeze: what is not trained: "trunk", all but an untied output embedding; or
-    N, the embeddings and the lowest N blocks. An output embedding that is tied is frozen with the embeddings.
+    trunk's width. dtype: of the weights. embedding: from scratch, random, or spelled: a token's vector begins as a sum
+    of its characters' (see `ilql.spelling`). freeze: what is not trained: "trunk", all but an untied output embedding;
+    or N, the embeddings and the lowest N blocks. An output embedding that is tied is frozen with the embeddings.
     critic_trunk: own gives critics and V a trunk of their own, a copy of the actor's at the beginning. target_trunk:
     average lets the target critics read a moving average of the trunk that critics read. detach_critics: what critics
     and V learn does not move the trunk.
@@ -50,6 +51,7 @@ class ModelConfig:
     head: Literal["mlp", "tied"] = "mlp"
     head_width: int | None = None
     dtype: str = "float32"
+    embedding: Literal["random", "spelled"] = "random"
     freeze: Literal["trunk"] | int | None = None
     critic_trunk: Literal["shared", "own"] = "shared"
     target_trunk: Literal["shared", "average"] = "shared"
@@ -62,6 +64,8 @@ class ModelConfig:
                 raise InputError(f"model.{name} is {value}, but must be at least 1")
         if isinstance(self.freeze, int) and self.freeze < 0:
             raise InputError(f"model.freeze is {self.freeze}, but must be at least 0")
+        if self.embedding == "spelled" and self.pretrained is not None:
+            raise InputError("model.embedding spelled is for training from scratch; drop it or model.pretrained")
         more = [name for name in ("critic_trunk", "target_trunk") if getattr(self, name) != "shared"]
         if self.freeze is not None and more:
             raise InputError(f"model.freeze and model.{more[0]} {getattr(self, more[0])} exclude each other; drop one")

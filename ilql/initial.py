@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ilql import warmstart
+from ilql import spelling, warmstart
 from ilql.algos import ALGOS, critic
 from ilql.build import build
 from ilql.config import TrainConfig
@@ -43,5 +43,7 @@ def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
         algo=cfg.algo,
         **feed.fields,
     )
+    if cfg.model.embedding == "spelled":
+        spelling.begin(model, encoder.tokenizer.get_vocab())
     check_fits(model, feed.longest, encoder.vocab_size)
     return model

@@ -45,6 +45,7 @@ ORDER = (
     "ilql.frozen",
     "ilql.prepack",
     "ilql.model",
+    "ilql.spelling",
     "ilql.lean",
     "ilql.kv",
     "ilql.generation",
