@@ -54,7 +54,8 @@ def test_only_the_embeddings_begin_elsewhere(more: dict[str, Any], tied: bool, t
     runs.dataset(tmp_path / "data")
     options = more | {"extra": {"tie_word_embeddings": tied}}
     plain, model = fresh(tmp_path, **options), fresh(tmp_path, embedding="spelled", **options)
-    words = [embedding.weight.detach() for embedding in (model.get_input_embeddings(), model.get_output_embeddings())]
+    both = model.lm.get_input_embeddings(), model.lm.get_output_embeddings()
+    words = [module.get_parameter("weight").detach() for module in both]
     assert torch.allclose(words[0] / words[0].std(), words[1] / words[1].std())
     state = plain.state_dict()
     moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, state[name])}
@@ -62,7 +63,7 @@ def test_only_the_embeddings_begin_elsewhere(more: dict[str, Any], tied: bool, t
     assert {name.rsplit(".", 2)[-2] for name in moved} == {family, "lm_head"}
     for trunk in (model.critic_trunk, model.target_trunk):
         assert trunk is None or torch.equal(trunk.get_input_embeddings().weight, words[0])
-    old = plain.get_input_embeddings().weight.detach()
+    old = plain.lm.get_input_embeddings().get_parameter("weight").detach()
     assert float(words[0].std() / old.std()) == pytest.approx(1, abs=0.05)
 
 
