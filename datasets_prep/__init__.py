@@ -8,6 +8,7 @@ from __future__ import annotations
 from datasets_prep import (
     casino,
     chat,
+    craigslist,
     deal_or_no_deal,
     door,
     haggle,
@@ -22,6 +23,7 @@ from datasets_prep import (
 CORPORA = {
     "chat": chat,
     "casino": casino,
+    "craigslist": craigslist,
     "deal_or_no_deal": deal_or_no_deal,
     "door": door,
     "haggle": haggle,

@@ -27,6 +27,7 @@ HEAD = 2**16  # bytes at the beginning that tell one corpus from another
 # What the beginning of a corpus' files looks like. A quote inside a JSON text is escaped, so keys are found, not words.
 LOOKS = {
     "chat": rb'\A\s*\{.*"(?:messages|completion|samples)"\s*:',
+    "craigslist": rb'\A\s*\[.*"kbs"\s*:',
     "casino": rb'\A\s*\[.*"chat_logs"\s*:',
     "deal_or_no_deal": rb"\A(?:\d+ ){6}(?:YOU|THEM): |\A<input> \d+ ",
     "reddit": rb'\A\s*\{.*"comments"\s*:',

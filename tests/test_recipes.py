@@ -11,6 +11,7 @@ from datasets_prep.build import Options, build
 from ilql.algos import ALGOS
 from ilql.config import load_config
 from ilql.trainer import train
+from tests.prep import test_craigslist
 from tests.prep.test_casino import DEAL, WALK
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +56,18 @@ def test_the_recipe_of_a_negotiation_trains(casino, tmp_path):
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     cfg = load_config(["--config", str(ROOT / "examples" / "casino_ilql.yaml"), *words, "--device", "cpu"])
     run = train(cfg)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["total"] != rows[1]["total"]
+
+
+def test_the_recipe_of_bargains_trains(tmp_path):
+    (tmp_path / "dev.json").write_text(json.dumps([test_craigslist.DEAL, test_craigslist.QUIT]))
+    build(Options("craigslist", tmp_path / "data", [tmp_path / "dev.json"], tokenizer="word", step="utterance"))
+    options = {"data.path": tmp_path / "data", "output": tmp_path / "run", "steps": 2, "log.every": 1}
+    options |= {"log.validate_every": 0, "device": "cpu"}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    run = train(load_config(["--config", str(ROOT / "examples" / "craigslist_ilql_utterance.yaml"), *words]))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["total"] != rows[1]["total"]

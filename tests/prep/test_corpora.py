@@ -17,12 +17,13 @@ from datasets_prep.split import group
 from datasets_prep.tokenizer import train
 from ilql import schema
 from ilql.types import Episode, InputError
-from tests.prep import test_casino, test_deal_or_no_deal, test_reddit, test_taskmaster
+from tests.prep import test_casino, test_craigslist, test_deal_or_no_deal, test_reddit, test_taskmaster
 from tests.prep.test_files import PACKERS
 
 SAMPLES = {
     "chat": json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}),
     "casino": json.dumps([test_casino.DEAL, test_casino.WALK]),
+    "craigslist": json.dumps([test_craigslist.DEAL, test_craigslist.QUIT]),
     "deal_or_no_deal": f"{test_deal_or_no_deal.DEAL}\n{test_deal_or_no_deal.OTHER}\n",
     "reddit": json.dumps(test_reddit.GOOD),
     "taskmaster": json.dumps(test_taskmaster.CONVERSATION),
@@ -31,6 +32,11 @@ SAMPLES = {
 FAULTS = {
     "chat": ('\n{"messages": [{"role": "assistant", "content": "yo", "reward": "1"}]}', "messages[0].reward", 2),
     "casino": (', {"dialogue_id": 5, "chat_logs": [], "participant_info": {}}]', "[2].participant_info", 1),
+    "craigslist": (
+        ', {"uuid": "x", "scenario": {"kbs": []}, "outcome": {"reward": 0}, "events": []}]',
+        "[2].scenario.kbs",
+        1,
+    ),
     "deal_or_no_deal": ("1 4 4 1 1 2 THEM: hi <eos> YOU: <selection> item0=1\n", "line", 3),
     "reddit": (
         '\n{"id": "y", "title": "x", "author": "a", "created_utc": "soon", "comments": []}',

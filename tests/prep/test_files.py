@@ -113,6 +113,10 @@ MESSAGES = json.dumps({"id": "x", "messages": [{"role": "user", "content": 'the 
 BEGINNINGS = {
     "chat": (MESSAGES, '\n{"prompt": "a", "completion": "b"}', '{"rewards": [1], "samples": ["a"]}'),
     "casino": ('[{"dialogue_id": 1, "chat_logs": []}]', '[\n {\n  "chat_logs" : [{"text": "\\"generation\\": 1"}]}'),
+    "craigslist": (
+        '[{"uuid": "C_1", "scenario": {"category": "bike", "kbs": []}}]',
+        '[\n {"scenario": {\n  "kbs" : [{"item": {"Title": "my \\"chat_logs\\": x"}}]}}]',
+    ),
     "deal_or_no_deal": ("1 4 4 1 1 2 THEM: i would like", "1 4 4 1 1 2 YOU: hi", "<input> 1 4 4 1 1 2 </input>"),
     "reddit": (json.dumps({"id": "t3_x", "title": 'my "messages": x', "comments": []}),),
     "taskmaster": ('[\n    {\n        "conversation_id": "dlg-1", "context": "[]", "generation": "{}"}]',),
