@@ -1,6 +1,6 @@
-"""`python -m benchmarks [all|train|cache|decode|build|tree|scaling|memory]`: ours against plain re-creations of what
-the published trainers do, as tables; `all` adds the table of goals. Misses are stated, and are no failure of the
-command; numbers that do not agree are: then nothing is timed, and the status is 1.
+"""`python -m benchmarks [all|train|cache|decode|candidates|build|tree|scaling|memory]`: ours against plain re-creations
+of what the published trainers do, as tables; `all` adds the table of goals. Misses are stated, and are no failure of
+the command; numbers that do not agree are: then nothing is timed, and the status is 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from benchmarks import build, decode, machine, memory, page, scaling, train, tree
+from benchmarks import build, candidates, decode, machine, memory, page, scaling, train, tree
 from benchmarks.pairs import Disagreement, say
 from benchmarks.report import Section
 from ilql.checkpoint import write_text
@@ -25,6 +25,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], list[Section]]] = {
     "train": lambda o: train.measure(("train", "cache") if o.what == "all" else ("train",), o.pairs, o.shape, o.quick),
     "cache": lambda o: train.measure(("cache",), o.pairs, o.shape, o.quick),
     "decode": lambda o: [decode.measure(o.pairs, o.shape, o.quick)],
+    "candidates": lambda o: [candidates.measure(o.pairs, o.shape, o.quick)],
     "build": lambda o: [build.measure(o.pairs, corpora(), o.quick)],
     "tree": lambda o: [tree.measure(o.pairs, o.quick)],
     "scaling": lambda o: [scaling.measure(o.pairs, o.quick)],

@@ -79,7 +79,7 @@ def dialogues(shape: Shape, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def make(shape: Shape, *, frozen: bool = False) -> ILQLModel:
+def make(shape: Shape, *, frozen: bool = False, critic: str = "vocabulary") -> ILQLModel:
     """The model, from a fixed seed, with targets apart from the critics: a mix-up of the two must not go unseen.
 
     frozen: with a trunk that is not trained; the weights are the same.
@@ -92,7 +92,7 @@ def make(shape: Shape, *, frozen: bool = False) -> ILQLModel:
         context=max(shape.most, shape.mean),
         freeze="trunk" if frozen else None,
     )
-    model = build(size, vocab_size=shape.vocabulary, bos_id=BOS, pad_id=BOS, end_ids=[1])
+    model = build(size, vocab_size=shape.vocabulary, bos_id=BOS, pad_id=BOS, end_ids=[1], critic=critic)
     with torch.no_grad():
         for p in model.q_target.parameters():
             p.add_(torch.empty_like(p).uniform_(-0.02, 0.02))

@@ -17,3 +17,4 @@ dialogue = [Turn("user", "My parcel is late."), Turn("assistant", "I am sorry. M
 for t in score(model, dialogue, encoder):
     print(f"{t.token:12} log pi {t.logp:6.2f}  Q {t.q:6.2f}  V {t.v:6.2f}  advantage {t.advantage:6.2f}")
 print(respond(model, [{"role": "user", "content": "My parcel is late."}], encoder, beta=4.0))
+print(model.respond([{"role": "user", "content": "My parcel is late."}], candidates=8, beta=4.0))  # the best of 8

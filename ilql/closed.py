@@ -1,6 +1,6 @@
-"""Choosing one utterance of a closed set. Decision: where the rules say all that may be said, whole utterances are
-scored by the policy's own chances of their tokens, one after the other, and nothing else is said. A state's utterances
-share its tokens, which the trunk reads once.
+"""Judging utterances that are given, and choosing one of a closed set. Decision: where the rules say all that may be
+said, whole utterances are scored by the policy's own chances of their tokens, one after the other, and nothing else is
+said. A state's utterances share its tokens, which the trunk reads once.
 
 A game offers `closed(turns, utterance) -> list[str] | None`: what the seat that has heard and said `turns` may say
 where it is about to say `utterance` ("" for nothing yet), or None where it may say anything.
@@ -9,6 +9,7 @@ where it is about to say `utterance` ("" for nothing yet), or None where it may 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +17,36 @@ from torch import Tensor
 
 from ilql.generation import Choice, draw
 from ilql.model import ILQLModel
-from ilql.prefix import positions, share
+from ilql.prefix import Segments, positions, share
 from ilql.types import Turn
 
 Closed = Callable[[Sequence[Turn], str], Sequence[str] | None]
 Tokens = Sequence[int]
 
 READ = 1024  # states whose chances of all words are in memory at a time
+
+
+class _Read(NamedTuple):
+    """Answers to prompts as the trunk has read them. run: tokens, positions and segments of what they share; hidden:
+    (T, D). rows: of each answer in turn, the rows of its prompt's last token and of its own."""
+
+    run: tuple[Tensor, Tensor, Segments]
+    hidden: Tensor
+    rows: list[np.ndarray]
+
+
+def _read(model: ILQLModel, prompts: Sequence[Tokens], answers: Sequence[Sequence[Tokens]], ends: int) -> _Read:
+    """Every prompt with each of its answers, less the answers' last tokens but for `ends` of them (0 or 1)."""
+    pieces = [
+        (np.array([*prompt, *answer][: len(prompt) + len(answer) - 1 + ends], np.int32).tobytes(), len(prompt) - 1)
+        for prompt, some in zip(prompts, answers, strict=True)
+        for answer in some
+    ]
+    place = {piece: i for i, piece in enumerate(dict.fromkeys(piece for piece, _ in pieces))}
+    segments, tokens, rows = share(list(place))
+    ids = torch.from_numpy(np.frombuffer(tokens, np.int32).astype(np.int64)).to(model.device)
+    run = ids, torch.from_numpy(positions(segments)).to(model.device), segments
+    return _Read(run, model.hidden(*run), [rows[place[piece]][begin:] for piece, begin in pieces])
 
 
 @torch.no_grad()
@@ -34,29 +58,33 @@ def log_chances(
     The policy is the one that decodes at temperature 1: pi_b, re-weighted and bounded by `choice`, over the vocabulary.
     -inf for an answer with a token outside the support.
     """
-    pieces = [
-        [np.array([*prompt, *answer[:-1]], np.int32).tobytes() for answer in some]
-        for prompt, some in zip(prompts, answers, strict=True)
-    ]
-    place = {piece: i for i, piece in enumerate(dict.fromkeys(piece for some in pieces for piece in some))}
-    segments, tokens, rows = share(list(place))
-    device = model.device
-    ids = torch.from_numpy(np.frombuffer(tokens, np.int32).astype(np.int64)).to(device)
-    run = ids, torch.from_numpy(positions(segments)).to(device), segments
-    hidden = model.hidden(*run)
+    run, hidden, rows = _read(model, prompts, answers, 0)
     judged = model.critic_hidden(hidden, *run) if choice.beta else hidden
-    read: list[np.ndarray] = []
-    said: list[int] = []
-    sizes: list[int] = []
-    for prompt, some, mine in zip(prompts, answers, pieces, strict=True):
-        for answer, piece in zip(some, mine, strict=True):
-            read.append(rows[place[piece]][len(prompt) - 1 :])  # each token is read at the position before it
-            said += answer
-            sizes.append(len(answer))
-    both = hidden, judged
-    logp = _log_chance(model, both, torch.from_numpy(np.concatenate(read)).to(device), ids.new_tensor(said), choice)
-    whole = torch.stack([part.sum() for part in logp.double().cpu().split(sizes)])
+    said = [answer for some in answers for answer in some]
+    at = torch.from_numpy(np.concatenate(rows)).to(hidden.device)  # each token is read at the position before it
+    logp = _log_chance(model, (hidden, judged), at, run[0].new_tensor([t for answer in said for t in answer]), choice)
+    whole = torch.stack([part.sum() for part in logp.double().cpu().split([len(answer) for answer in said])])
     return list(whole.split([len(some) for some in answers]))
+
+
+@torch.no_grad()
+def values(model: ILQLModel, prompts: Sequence[Tokens], answers: Sequence[Sequence[Tokens]]) -> list[Tensor]:
+    """The pessimistic Q of each answer to each prompt, the smallest of the `judges`: (answers) a prompt, in float64, in
+    units of the model's own, scaled rewards.
+
+    Of critics of utterances it is read at the answer's last token; of critics over the vocabulary it is that of the
+    last token, given the rest.
+    """
+    scalar = model.config.critic == "scalar"
+    run, hidden, rows = _read(model, prompts, answers, 1 if scalar else 0)
+    judged = model.critic_hidden(hidden, *run)
+    at = judged[torch.tensor([own[-1] for own in rows], device=hidden.device)]
+    if scalar:
+        q = torch.stack([head(at) for head in model.judges]).amin(0)
+    else:
+        last = run[0].new_tensor([[answer[-1]] for some in answers for answer in some])
+        q = model.q_values(at, last).squeeze(1)
+    return list(q.double().cpu().split([len(some) for some in answers]))
 
 
 def _log_chance(model: ILQLModel, both: tuple[Tensor, Tensor], row: Tensor, token: Tensor, choice: Choice) -> Tensor:

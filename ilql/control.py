@@ -7,13 +7,15 @@ beginning of a training row. They belong to the agent's turn, and a window of N 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ilql.data import Row
-from ilql.types import Turn
+from ilql.types import InputError, Turn
 
 Note = Callable[[str], list[int]]  # the tokens of a control text
 
@@ -84,3 +86,19 @@ def advise(target: float, low: float, high: float) -> str | None:
         f"the target return is {target:g}, but the returns of the training dialogues reach from {low:g} to {high:g}: "
         "the model was told no such return"
     )
+
+
+def target(told: Mapping[str, Any] | None, algo: str | None, wanted: float | None) -> float | None:
+    """The return to tell the agent, None for one that is told none; warns of one that no dialogue had. told: `control`
+    of the model's config."""
+    if told is None:
+        if wanted is not None:
+            raise InputError(f"target_return is {wanted}, but {algo} is told no return; only dt is")
+        return None
+    if wanted is None:
+        return float(told["high"])
+    if not math.isfinite(wanted):
+        raise InputError(f"target_return is {wanted}, but must be a finite number")
+    if doubt := advise(wanted, told["low"], told["high"]):
+        warnings.warn(doubt, stacklevel=4)
+    return wanted

@@ -5,7 +5,6 @@ to tokens and back, and the window that training saw.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from transformers.utils import logging
 from datasets_prep.encode import Encoder
 from datasets_prep.layout import called
 from datasets_prep.rejects import Reject
-from ilql import control
+from ilql import control, rerank
 from ilql.closed import Closed, choose
 from ilql.data import collate, crop, longest_window
 from ilql.generation import Choice, Generator, uniform
@@ -90,6 +89,9 @@ class LMPolicy:
     whole dialogue; None: the largest of its training data. Rewards on the agent's turns are taken off as they come.
     closed: what may be said, see `ilql.closed`. An utterance of a closed set is chosen as a whole, by beta, temperature
     and support as ever. closed_best: there the likeliest is taken, even where other utterances are sampled.
+    candidates: the actor proposes so many distinct utterances (`ilql.propose`), sampled at `temperature` without
+    replacement, and the critics choose one (`ilql.rerank`): drawn from softmax(beta Q + log pi); greedy, of the best of
+    a beam search that of the largest Q, at beta 0 the likeliest. Of a closed set, the set is what is proposed.
     """
 
     def __init__(
@@ -107,12 +109,15 @@ class LMPolicy:
         target_return: float | None = None,
         closed: Closed | None = None,
         closed_best: bool = False,
+        candidates: int | None = None,
     ) -> None:
         if not 0 < temperature < math.inf:
             raise InputError(f"temperature is {temperature}, but must be above 0; for the argmax use greedy decoding")
         if not 0 <= beta < math.inf:
             raise InputError(f"beta is {beta}, but must be a number from 0 (the actor alone) up")
-        if beta:
+        if candidates is not None:
+            rerank.check(model, candidates, support_top_k, support_top_p)
+        elif beta:
             model.check_beta(beta)
         for name, number in (
             ("support_top_k", support_top_k),
@@ -124,13 +129,13 @@ class LMPolicy:
         if support_top_p is not None and not 0 < support_top_p <= 1:
             raise InputError(f"support_top_p is {support_top_p}, but must be in (0, 1]")
         self.model, self.encoder, self.greedy, self.batch_size = model, encoder, greedy, batch_size
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens, self.candidates = max_new_tokens, candidates
         self.choice = Choice(beta, None if greedy else temperature, support_top_k, support_top_p)
         self.closed, self.closed_choice = closed, replace(self.choice, temperature=None) if closed_best else self.choice
         self.generator = Generator(model, pad=encoder.pad_id, ends=encoder.end_ids)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.cut = 0  # dialogues whose oldest turns did not fit the context
-        self.target = _target(model, target_return)
+        self.target = control.target(model.config.control, model.config.algo, target_return)
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """The state's tokens, in the window of training; older turns go where the model's context is too short."""
@@ -195,9 +200,8 @@ class LMPolicy:
         chosen = [0] * len(prompts)
         for part in (order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)):
             drawn = None if noise is None else noise[part]
-            places = choose(
-                self.model, [prompts[i] for i in part], [answers[i] for i in part], self.closed_choice, drawn
-            )
+            pick = choose if self.candidates is None else rerank.pick
+            places = pick(self.model, [prompts[i] for i in part], [answers[i] for i in part], self.closed_choice, drawn)
             for i, k in zip(part, places, strict=True):
                 chosen[i] = k
         return chosen
@@ -205,6 +209,8 @@ class LMPolicy:
     def complete(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """The tokens of one utterance a prompt, its end included. Prompts of like length share a batch; greedy decoding
         answers equal prompts once. A sampled answer does not depend on which prompts share its batch."""
+        if self.candidates is not None:
+            return rerank.best(self, prompts, self.candidates, self.choice.beta, self.choice.temperature)
         keys = [tuple(p) for p in prompts]
         todo = list(dict.fromkeys(keys)) if self.greedy else keys
         noise = None if self.greedy else uniform(len(todo), self.max_new_tokens)
@@ -221,22 +227,6 @@ class LMPolicy:
             return replies
         answer = dict(zip(todo, replies, strict=True))
         return [answer[k] for k in keys]
-
-
-def _target(model: ILQLModel, wanted: float | None) -> float | None:
-    """The return to tell the agent, None for one that is told none; warns of one that no dialogue had."""
-    told = model.config.control
-    if told is None:
-        if wanted is not None:
-            raise InputError(f"target_return is {wanted}, but {model.config.algo} is told no return; only dt is")
-        return None
-    if wanted is None:
-        return float(told["high"])
-    if not math.isfinite(wanted):
-        raise InputError(f"target_return is {wanted}, but must be a finite number")
-    if doubt := control.advise(wanted, told["low"], told["high"]):
-        warnings.warn(doubt, stacklevel=3)
-    return wanted
 
 
 def load_policy(run: str | Path, *, dtype: torch.dtype = torch.float32, **options: object) -> LMPolicy:
@@ -271,8 +261,7 @@ def score(
     encoder: of the model's tokenizer; None reads it from the folder that the model was loaded from. Raises InputError
     for a dialogue without a turn of the agent, or beyond the model's context.
     """
-    if encoder is None:
-        encoder = Encoder.from_folder(Path(model.config._name_or_path))
+    encoder = beside(model) if encoder is None else encoder
     episode = dialogue if isinstance(dialogue, Episode) else Episode("dialogue", turns_of(dialogue))
     with _dialogues():
         row = encoder.encode(episode, "utterance" if model.config.critic == "scalar" else "token")
@@ -333,8 +322,20 @@ def turns_of(dialogue: Sequence[Turn | Message]) -> list[Turn]:
     return turns
 
 
-def respond(model: ILQLModel, messages: Sequence[Turn | Message], encoder: Encoder, **options: Any) -> str:
-    """The agent's next utterance in a dialogue given as chat `messages` (or turns); options as for LMPolicy."""
+def beside(model: ILQLModel) -> Encoder:
+    """The encoder of the tokenizer in the folder that the model was loaded from."""
+    folder = model.config._name_or_path
+    if not folder:
+        raise InputError("the model was not loaded from a folder, where its tokenizer would be; give an encoder")
+    return Encoder.from_folder(Path(folder))
+
+
+def respond(
+    model: ILQLModel, messages: Sequence[Turn | Message], encoder: Encoder | None = None, **options: Any
+) -> str:
+    """The agent's next utterance in a dialogue given as chat `messages` (or turns); options as for LMPolicy. encoder:
+    as for `score`. `model.respond(messages, ...)` is the same."""
+    encoder = beside(model) if encoder is None else encoder
     turns = turns_of(messages)
     if turns and turns[-1].role == AGENT:
         raise InputError("the last message is the agent's own; a reply needs a message of the partner last")

@@ -45,6 +45,7 @@ class EvalConfig:
         `max_new_tokens` and `dtype`; the support limits are the run's alone (at `beta` 0 they have no effect).
     closed: both sides choose what a game allows only some utterances for among these, as wholes: "sample" as other
         utterances are chosen, "best" the likeliest always; None: token by token, as all else.
+    candidates: see `LMPolicy`; the run's alone, a partner says what it says.
     target_return: what the run is told to reach, see `LMPolicy`; a partner that is told one is told its default.
     output: folder to make; None: the next free `eval/ENV-N` in the run folder.
     """
@@ -57,6 +58,7 @@ class EvalConfig:
     greedy: bool = False
     temperature: float = 1.0
     closed: str | None = None
+    candidates: int | None = None
     support_top_k: int | None = None
     support_top_p: float | None = None
     partner: Path | None = None
@@ -123,7 +125,7 @@ def _evaluate(cfg: EvalConfig) -> Played:
         shared |= {"closed": module.closed, "closed_best": cfg.closed == "best"}
     shared |= {"max_new_tokens": cfg.max_new_tokens, "dtype": getattr(torch, cfg.dtype)}
     own: dict[str, Any] = {"support_top_k": cfg.support_top_k, "support_top_p": cfg.support_top_p}
-    own |= {"target_return": cfg.target_return}
+    own |= {"target_return": cfg.target_return, "candidates": cfg.candidates}
     partner: Policy | None = None
     players: list[tuple[str, float]] = [(f"beta-{beta:g}", beta) for beta in dict.fromkeys(cfg.beta)]
     if module.SEATS == 2:
@@ -186,10 +188,7 @@ def _settings(cfg: EvalConfig, arguments: Mapping[str, Any], seats: int) -> dict
         "max_new_tokens": cfg.max_new_tokens,
         "dtype": cfg.dtype,
     }
-    if cfg.closed is not None:
-        settings["closed"] = cfg.closed
-    if cfg.target_return is not None:
-        settings["target_return"] = cfg.target_return
+    settings |= {k: v for k in ("closed", "candidates", "target_return") if (v := getattr(cfg, k)) is not None}
     if seats == 2:
         settings |= {"partner": (cfg.partner or cfg.run).resolve().name, "partner_beta": cfg.partner_beta}
     return settings
@@ -238,6 +237,7 @@ def _check(cfg: EvalConfig) -> None:
     need(cfg.closed in (None, *CLOSED), "--closed", cfg.closed, f"one of {', '.join(CLOSED)}")
     if cfg.closed is not None and not hasattr(envs.find(cfg.env), "closed"):
         raise InputError(f"--closed: {cfg.env} has no closed sets of utterances; leave it out")
+    need(cfg.candidates is None or cfg.candidates >= 1, "--candidates", cfg.candidates, "at least 1")
     need(cfg.max_new_tokens >= 1, "--max-new-tokens", cfg.max_new_tokens, "at least 1")
     if cfg.output is not None and cfg.output.exists():
         raise InputError(f"--output {cfg.output} exists; choose another folder, nothing is overwritten")
@@ -297,6 +297,7 @@ def _parser() -> Parser:
     add("--greedy", action="store_true", help="the likeliest token instead of sampling")
     add("--temperature", type=float, default=1.0, help="of sampling (default 1)")
     add("--closed", metavar="HOW", help=f"choose selections among all that the game allows: {' or '.join(CLOSED)}")
+    add("--candidates", type=int, metavar="N", help="the actor proposes N utterances, the critics choose by beta")
     add("--support-top-k", type=int, metavar="K", help="only among the actor's K likeliest tokens")
     add("--support-top-p", type=float, metavar="P", help="only among the actor's likeliest tokens of mass P")
     add("--target-return", type=float, metavar="R", help="what a run of dt is told to reach (default: its data's best)")

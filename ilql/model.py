@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -320,6 +321,11 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
                 f"beta is {beta}, but this model's critics judge whole utterances and no tokens ({self.config.algo}): "
                 "let them choose among candidates (--candidates), or use beta 0"
             )
+
+    def respond(self, messages: Sequence[Any], **options: Any) -> str:
+        """The agent's next utterance in a dialogue of chat `messages`: `ilql.decode.respond`, by the tokenizer in the
+        folder that the model was loaded from."""
+        return import_module("ilql.decode").respond(self, messages, **options)  # type: ignore[no-any-return]
 
     def reweighted(
         self, hidden: Tensor, logits: Tensor, beta: float, top_k: int | None = None, top_p: float | None = None

@@ -66,7 +66,7 @@ def test_the_maze_by_beta(run: Path, loads: Any, capsys: pytest.CaptureFixture[s
     options = ["--support-top-k", "3", "--max-new-tokens", "2", "--greedy", "--quiet"]
     assert main([str(run), "--env", "maze", "--episodes", "25", "--beta", "0", "4", "4", *options]) == 0
     shared = {"greedy": True, "temperature": 1.0, "max_new_tokens": 2, "dtype": torch.float32}
-    shared |= {"support_top_k": 3, "support_top_p": None, "target_return": None}
+    shared |= {"support_top_k": 3, "support_top_p": None, "target_return": None, "candidates": None}
     assert calls == [{"folder": "run", "beta": beta, **shared} for beta in (0.0, 4.0)]
     printed = capsys.readouterr().out
     assert "| policy | n   | return                     | success % " in printed
@@ -219,7 +219,15 @@ def test_a_game_is_played_in_both_seats_against_the_partner(run: Path, loads: An
     shared = {"greedy": False, "temperature": 0.7, "max_new_tokens": 64, "dtype": torch.bfloat16}
     assert calls == [
         {"folder": "bc", "beta": 0.0, **shared},
-        {"folder": "run", "beta": 2.0, **shared, "support_top_k": None, "support_top_p": 0.9, "target_return": None},
+        {
+            "folder": "run",
+            "beta": 2.0,
+            **shared,
+            "support_top_k": None,
+            "support_top_p": 0.9,
+            "target_return": None,
+            "candidates": None,
+        },
     ]
     written = report(run / "eval" / "deal_or_no_deal-1")
     assert (written["settings"]["partner"], written["settings"]["partner_beta"]) == ("bc", 0.0)

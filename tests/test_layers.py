@@ -51,6 +51,7 @@ ORDER = (
     "ilql.generation",
     "ilql.propose",
     "ilql.closed",
+    "ilql.rerank",
     "ilql.build",
     "ilql.compiled",
     "ilql.backups",
