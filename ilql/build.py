@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ilql.model import ILQLConfig, ILQLModel
 from ilql.prefix import Segments, paths, positions
+from ilql.recurrent import is_recurrent, taken
 from ilql.types import InputError
 
 ARCHITECTURES = ("gpt2", "llama")  # shapes that `architecture` trains from scratch and tests cover; others may work
@@ -185,8 +186,10 @@ def check_trunk(model: ILQLModel) -> None:
     family, text = model.lm.config.model_type, model.config.get_text_config()
     tokens = torch.arange(7, device=model.device) % int(text.vocab_size)
     real = torch.ones_like(tokens)[None]
-    trunk = model.lm.base_model(input_ids=tokens[None], attention_mask=real, use_cache=False)
-    if not hasattr(trunk, "past_key_values"):
+    body: Any = model.lm.base_model
+    recurs = is_recurrent(model.lm)
+    trunk = body(**taken(body, input_ids=tokens[None], attention_mask=real, use_cache=False))
+    if not recurs and not hasattr(trunk, "past_key_values"):
         raise InputError(f"the trunk {family!r} keeps no past keys and values, by which we decode; use another")
     # Fresh logits are too small for a cap to show; these are what a sure model's look like.
     sure = torch.linspace(-100, 100, len(model.lm.get_output_embeddings().weight), device=model.device)
@@ -198,7 +201,7 @@ def check_trunk(model: ILQLModel) -> None:
 
     handle = model.lm.get_output_embeddings().register_forward_hook(head)
     try:
-        logits = model.lm(input_ids=tokens[None], attention_mask=real).logits
+        logits = model.lm(input_ids=tokens[None], attention_mask=real, use_cache=False).logits
     finally:
         handle.remove()
     if not seen or not _near(seen[0], trunk.last_hidden_state) or not _near(logits, sure.to(logits).expand_as(logits)):
@@ -209,7 +212,8 @@ def check_trunk(model: ILQLModel) -> None:
         raise InputError(f"the trunk {family!r} cannot train on packed dialogues ({error}); use another") from None
     separate = []
     for path, depth in zip(paths(BRANCHED), BRANCHED.depths, strict=True):
-        alone = model.lm.base_model(input_ids=tokens[path][None], attention_mask=real[:, : len(path)], use_cache=False)
+        one = {"input_ids": tokens[path][None], "attention_mask": real[:, : len(path)], "use_cache": False}
+        alone = body(**taken(body, **one))
         separate.append(alone.last_hidden_state[0, depth:])
     if not _near(hidden, torch.cat(separate)):
         raise InputError(f"the trunk {family!r} mixes dialogues that are packed together; use another family")

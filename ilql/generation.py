@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ilql.heads import VocabularyHead
-from ilql.kv import LeanRows, TrunkRows
+from ilql.kv import AnewRows, LeanRows, TrunkRows, rows_of
 from ilql.lean import lean
 from ilql.model import ILQLModel
 from ilql.prepack import Prepacked, Product, linear, product
@@ -47,6 +47,7 @@ class Laid:
         self.model, self.judges = model, heads
         self.seen = self._state()
         self.lean = lean(model.lm)
+        self.rows = rows_of(model.lm)  # where it is not written out
         self.trunk = Prepacked([] if self.lean is not None else model.lm.base_model.modules())
         head: Any = model.get_output_embeddings()
         self.head: Product = linear(head) if type(head) is nn.Linear else head
@@ -100,11 +101,11 @@ class Generator:
             noise = uniform(len(prompts), max(rooms))
         laid, device = self.ready(), self.model.device
         if laid.lean is not None:
-            rows: LeanRows | TrunkRows = LeanRows(laid.lean, prompts, max(rooms), self.model.dtype, device)
+            rows: LeanRows | TrunkRows | AnewRows = LeanRows(laid.lean, prompts, max(rooms), self.model.dtype, device)
         else:
-            rows = TrunkRows(self.model.lm, prompts, self.pad)
+            rows = laid.rows(self.model.lm, prompts, self.pad)
         own = self.model.critic_trunk if choice.beta else None
-        judged = None if own is None else TrunkRows(own, prompts, self.pad)
+        judged = None if own is None else laid.rows(own, prompts, self.pad)
         # A trunk of transformers may keep what it computes, and a later gradient could not pass an inference tensor.
         with torch.inference_mode(laid.lean is not None and judged is None), torch.no_grad(), laid.trunk:
             drawn = None if noise is None else noise.to(device)
@@ -120,8 +121,8 @@ class Generator:
     def _loop(
         self,
         laid: Laid,
-        rows: LeanRows | TrunkRows,
-        judged: TrunkRows | None,
+        rows: LeanRows | TrunkRows | AnewRows,
+        judged: TrunkRows | AnewRows | None,
         rooms: Tensor,
         choice: Choice,
         noise: Tensor | None,

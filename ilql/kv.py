@@ -3,8 +3,9 @@ they finish (the last row takes the place of one that left), so that a step copi
 row whose answer is known.
 
 Rows lie right-aligned, so that all write a step's token into the same column; the columns before a shorter prompt are
-masked. `LeanRows` decodes a trunk that `ilql.lean` has written out, `TrunkRows` any other as transformers has it.
-`LeanTree` and `TrunkTree` do the same for prompts that go on in several ways at once.
+masked. `LeanRows` decodes a trunk that `ilql.lean` has written out, `TrunkRows` any other as transformers has it, and
+`AnewRows` one whose past cannot be kept so: it reads everything again for every token. `LeanTree` and `TrunkTree` do
+the same for prompts that go on in several ways at once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ilql import packed
+from ilql import packed, recurrent
 from ilql.lean import Lean, attend_packed
 from ilql.prefix import apart
 
@@ -117,6 +118,8 @@ class TrunkRows:
         self.tokens = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=lm.device)
         self.real = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=lm.device)
         self.takes_position = "position_ids" in inspect.signature(self.trunk.forward).parameters
+        self.name = recurrent.past_name(self.trunk) or recurrent.PASTS[0]
+        self.recurs = recurrent.is_recurrent(lm)
         self.past: Any = None
 
     def prefill(self) -> Tensor:
@@ -131,12 +134,15 @@ class TrunkRows:
     def keep(self, index: Tensor) -> None:
         """Let the rows be those of `index`, in its order; the others leave."""
         self.real = self.real[index]
-        self.past.batch_select_indices(index)
+        # layers with a state know no batch_select_indices, but this, which does the same
+        self.past.reorder_cache(index) if self.recurs else self.past.batch_select_indices(index)
 
     def _forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        extra = {"position_ids": position} if self.takes_position else {}
-        out = self.trunk(input_ids=tokens, attention_mask=self.real, past_key_values=self.past, use_cache=True, **extra)
-        self.past = out.past_key_values
+        extra: dict[str, Any] = {"position_ids": position} if self.takes_position else {}
+        if self.past is None or self.name != "cache_params":  # states alone have forgotten the padding before them
+            extra["attention_mask"] = self.real
+        out = self.trunk(input_ids=tokens, use_cache=True, **{self.name: self.past}, **extra)
+        self.past = getattr(out, self.name)
         return out.last_hidden_state[:, -1]  # type: ignore[no-any-return]
 
 
@@ -211,7 +217,7 @@ class TrunkTree:
     """The same by the trunk's own forward and cache, of which every branch has a copy."""
 
     def __init__(self, lm: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> None:
-        self.rows, self.width = TrunkRows(lm, prompts, pad), 1
+        self.rows, self.width = rows_of(lm)(lm, prompts, pad), 1
 
     def prefill(self) -> Tensor:
         return self.rows.prefill()
@@ -222,3 +228,51 @@ class TrunkTree:
 
     def step(self, tokens: Tensor) -> Tensor:
         return self.rows.step(tokens.flatten())
+
+
+class AnewRows:
+    """The same without any past: whole rows, padded behind."""
+
+    def __init__(self, lm: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> None:
+        self.trunk: Any = lm.base_model
+        self.pad = pad
+        self.rows = [torch.tensor(p, device=lm.device) for p in prompts]
+
+    def prefill(self) -> Tensor:
+        """h at each prompt's last token (B, D)."""
+        ids = torch.nn.utils.rnn.pad_sequence(self.rows, batch_first=True, padding_value=self.pad)
+        last = torch.tensor([len(row) - 1 for row in self.rows], device=ids.device)
+        real = (torch.arange(ids.shape[1], device=ids.device) <= last[:, None]).long()
+        out = self.trunk(**recurrent.taken(self.trunk, input_ids=ids, attention_mask=real, use_cache=False))
+        return out.last_hidden_state[torch.arange(len(last), device=ids.device), last]  # type: ignore[no-any-return]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append a token to each row: (B) -> h (B, D)."""
+        self.rows = [torch.cat([row, token]) for row, token in zip(self.rows, tokens.split(1), strict=True)]
+        return self.prefill()
+
+    def keep(self, index: Tensor) -> None:
+        """Let the rows be those of `index`, in its order; the others leave."""
+        self.rows = [self.rows[i] for i in index.tolist()]
+
+
+@torch.no_grad()
+def rows_of(lm: PreTrainedModel) -> type[TrunkRows] | type[AnewRows]:
+    """How to decode a trunk by its own forward. A recurrent one is tried on rows of unequal length: what it keeps of
+    them, padded in front, must give what whole rows give."""
+    if not recurrent.is_recurrent(lm):
+        return TrunkRows
+    made: list[Tensor] = []
+    for kind in (AnewRows, TrunkRows):
+        try:
+            rows = kind(lm, [[0, 1, 2, 3, 1], [2, 1], [1, 3, 2]], 0)
+            made.append(rows.prefill()[:2])
+            rows.keep(torch.tensor([1, 0], device=lm.device))
+            made += [rows.step(torch.tensor(tokens, device=lm.device)) for tokens in ([3, 1], [2, 2])]
+        except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            if kind is AnewRows:
+                raise
+            return AnewRows
+    want, have = torch.cat(made[:3]), torch.cat(made[3:])
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-4}.get(want.dtype, 0.1) * float(want.abs().max())
+    return TrunkRows if float((have - want).abs().max()) <= tolerance else AnewRows

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ilql import frozen, packed
+from ilql import frozen, packed, recurrent
 from ilql.heads import ScalarHead, TiedHead, VocabularyHead, init_head
 from ilql.likelihood import Likelihood, LikelihoodHead
 from ilql.prefix import Segments, paths
@@ -251,7 +251,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         place = torch.arange(ids.shape[1], device=ids.device)
         lengths, _, depths = (torch.tensor(numbers, device=ids.device)[:, None] for numbers in segments)
         real = place < depths + lengths
-        out = trunk(input_ids=ids, attention_mask=real.long(), use_cache=False)
+        out = trunk(**recurrent.taken(trunk, input_ids=ids, attention_mask=real.long(), use_cache=False))
         return out.last_hidden_state[real & (place >= depths)]
 
     def q_values(self, hidden: Tensor, action: Tensor | None = None, heads: Any = None) -> Tensor:
@@ -280,15 +280,17 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         beta None or 0: the actor's own. Otherwise the config's score, log pi_b + beta (Q - V), within the support of
         pi_b (`ilql.scores.support`); beta is in units of the model's own, scaled rewards.
         """
-        out = self.lm.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        trunk: Any = self.lm.base_model
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        given |= {"input_ids": input_ids, **kwargs}
+        if recurrent.is_recurrent(self.lm):
+            if use_cache and past_key_values is not None:
+                raise InputError(
+                    "a recurrent trunk takes no past from outside: pass use_cache=False, or use `generate`"
+                )
+            out = recurrent.read(trunk, given)
+        else:
+            out = trunk(past_key_values=past_key_values, use_cache=use_cache, **given)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden = out.last_hidden_state[:, keep]
         logits = self.lm.get_output_embeddings()(hidden)
@@ -297,16 +299,18 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
             if self.critic_trunk is not None:
                 if past_key_values is not None and past_key_values.get_seq_length() > out.last_hidden_state.shape[1]:
                     raise InputError("critics with a trunk of their own keep no past: pass use_cache=False")
-                given = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
-                other = self.critic_trunk(input_ids=input_ids, use_cache=False, **given, **kwargs)
+                if recurrent.is_recurrent(self.lm):
+                    other = recurrent.read(self.critic_trunk, given)
+                else:
+                    other = self.critic_trunk(use_cache=False, **given)
                 read = other.last_hidden_state[:, keep]
             logits = self.reweighted(read, logits, beta, support_top_k, support_top_p)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=out.past_key_values)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=getattr(out, "past_key_values", None))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Critics with a trunk of their own read the whole dialogue anew for every token; the loop
-        of `ilql.generation` does not."""
-        if self.critic_trunk is not None and kwargs.get("beta"):
+        """As in transformers. Recurrent trunks, and critics with a trunk of their own, read the whole dialogue anew for
+        every token; the loop of `ilql.generation` does not."""
+        if recurrent.is_recurrent(self.lm) or (self.critic_trunk is not None and kwargs.get("beta")):
             kwargs["use_cache"] = False
         return super().generate(*args, **kwargs)
 

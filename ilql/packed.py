@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from ilql.prefix import Segments, paths
+from ilql.recurrent import is_recurrent
 
 NAME = "ilql_packed"
 LONGEST_TABLE = 512  # queries of a call whose scores may be kept for backward
@@ -272,5 +273,5 @@ def packed(trunk: PreTrainedModel) -> Iterator[None]:
 
 
 def supports(trunk: PreTrainedModel) -> bool:
-    """Whether the trunk calls its attention by name; others (recurrent ones, old remote code) run padded instead."""
-    return bool(getattr(trunk, "_supports_attention_backend", False))
+    """Whether the trunk calls its attention by name and keeps no state; others run padded instead."""
+    return bool(getattr(trunk, "_supports_attention_backend", False)) and not is_recurrent(trunk)

@@ -40,6 +40,7 @@ ORDER = (
     "ilql.heads",
     "ilql.floored",
     "ilql.likelihood",
+    "ilql.recurrent",
     "ilql.packed",
     "ilql.scores",
     "ilql.frozen",
