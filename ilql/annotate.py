@@ -1,5 +1,5 @@
-"""`python -m ilql.annotate cache RUN_OR_MODEL DATA`: what a dataset gets from a model, stored beside it. Decision: a
-dataset stays as it was built; what a model adds is a folder of its own that says of which model and dataset it is.
+"""`python -m ilql.annotate cache|logprobs RUN_OR_MODEL DATA`: what a dataset gets from a model. Decision: a dataset
+stays as it was built; what a model adds is a folder of its own that says of which model and dataset it is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import AutoConfig
@@ -20,12 +21,13 @@ from ilql import border, cached, frozen, packed, states
 from ilql.build import ModelConfig, build
 from ilql.columns import row_bytes
 from ilql.command import Parser, guard
-from ilql.data import longest_window
+from ilql.data import collate, longest_window
 from ilql.decode import model_folder, quiet
-from ilql.learner import check_fits
+from ilql.learner import Out, check_fits
 from ilql.model import ILQLConfig, ILQLModel
+from ilql.rewrite import rewrite
 from ilql.rows import Rows
-from ilql.schema import SPLITS
+from ilql.schema import SCHEMA, SPLITS
 from ilql.types import InputError
 from ilql.warmstart import check_vocabulary
 
@@ -80,6 +82,46 @@ def cache(
             advance=bar.update,
         )
     return folder
+
+
+def logprobs(source: str | Path, dataset: str | Path, output: str | Path | None = None, *, tokens: int = 16384) -> Path:
+    """Write a dataset with the log-probability of every action under an actor as its column `logp`; returns its folder,
+    which must be new.
+
+    source: a run folder of train.py, a model folder, or the folder of any causal language model, which takes the place
+    of the policy that wrote the dialogues; it reads them in the window of its own history. output: None for
+    DATASET-logprobs. tokens: of dialogues that it runs on at a time. Raises InputError where source and dataset do not
+    fit.
+    """
+    dataset = Path(dataset)
+    folder = Path(output) if output is not None else dataset.with_name(f"{dataset.name}-logprobs")
+    if folder.exists():
+        raise InputError(f"{folder} exists; name another --output")
+    splits = {split: Rows(dataset, split) for split in SPLITS}
+    encoder = Encoder.from_folder(dataset / "tokenizer")
+    for rows in splits.values():
+        rows.check(encoder.vocab_size)
+    model = trunk(Path(source), encoder, dataset)
+    history = model.config.history
+    check_fits(model, max((longest_window(row, history) for rows in splits.values() for row in rows), default=0), 0)
+    found = {split: actions_logp(model.eval(), rows, encoder.bos_id, tokens) for split, rows in splits.items()}
+    about = {"name": str(source), "digest": frozen.digest(model.lm, frozen.TRUNK), "history": history}
+    rewrite(dataset, folder, SCHEMA.field("logp"), found, {"logprobs": about})
+    return folder
+
+
+@torch.no_grad()
+def actions_logp(model: ILQLModel, rows: Rows, bos: int, tokens: int) -> list[np.ndarray]:
+    """log pi of every transition's action, as a whole, of each dialogue: float32 (n) each."""
+    found: list[np.ndarray] = []
+    for _, dialogues in cached.groups(rows, tokens):
+        options = {"history": model.config.history, "bootstraps": False, "acted": False}
+        batch = collate(dialogues, gamma=1.0, bos=bos, **options).to(model.device)
+        logp = Out(model, model.hidden(*batch.run), batch).logp.double()
+        each = torch.zeros(batch.n, dtype=logp.dtype, device=logp.device).index_add_(0, batch.owner, logp)
+        ends = np.cumsum([len(row["start"]) for row in dialogues])[:-1]
+        found += np.split(each.float().cpu().numpy(), ends)
+    return found
 
 
 def freeze(model: ILQLModel, layers: int) -> cached.Form:
@@ -172,7 +214,25 @@ def _cache(argv: Sequence[str]) -> None:
     print(f"{folder}: train from it with --data.cache {folder} {as_here}")
 
 
-COMMANDS = {"cache": (_cache, "store the hidden states of a dataset under a trunk that will be frozen")}
+def logprobs_parser() -> Parser:
+    parser = Parser(prog="python -m ilql.annotate logprobs", description=logprobs.__doc__, allow_abbrev=False)
+    parser.add_argument("source", metavar="RUN_OR_MODEL", help="a run folder, or the folder of a causal language model")
+    parser.add_argument("dataset", metavar="DATA", help="a dataset folder")
+    parser.add_argument("--output", help="a new folder (default: DATA-logprobs)")
+    parser.add_argument("--tokens", type=int, default=16384, help="that the trunk runs on at a time (default: 16384)")
+    return parser
+
+
+def _logprobs(argv: Sequence[str]) -> None:
+    args = logprobs_parser().parse_args(argv)
+    folder = logprobs(args.source, args.dataset, args.output, tokens=args.tokens)
+    print(f"{folder}: the dataset with log-probabilities under {args.source}")
+
+
+COMMANDS = {
+    "cache": (_cache, "store the hidden states of a dataset under a trunk that will be frozen"),
+    "logprobs": (_logprobs, "write a dataset anew with log-probabilities of its actions under an actor"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

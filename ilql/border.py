@@ -57,7 +57,7 @@ def join(batches: Sequence[Batch]) -> Batch:
         **{name: index(name, tokens) for name in ("state", "last", "next")},
         **{
             name: index(name, [0] * len(batches))
-            for name in ("tokens", "position", "reward", "discount", "ret", "floor")
+            for name in ("tokens", "position", "reward", "discount", "ret", "floor", "behaviour")
         },
     )
 

@@ -113,8 +113,9 @@ class Batch:
     decision (an algorithm that bootstraps cannot use a transition whose next state was not logged) come last, for
     behaviour cloning only; state, last, next (N) positions; reward, discount, ret (N); floor (N): the return to go
     where the dialogue terminated, -inf where it was cut off and nobody knows the rest; first (N): whether it is its
-    dialogue's first; ids: the dialogues. offered: an actor's candidates at each decision's state, but for the logged
-    action; offered_next: those at its next state (None where the algorithm asks for none).
+    dialogue's first; behaviour (N): log-probability of the action under the policy that wrote it, nan where that is
+    unknown; ids: the dialogues. offered: an actor's candidates at each decision's state, but for the logged action;
+    offered_next: those at its next state (None where the algorithm asks for none).
 
     run: what the trunk has to compute, which is what pieces share only once; where (T): the row of the trunk's output
     that holds a position's h_t. hidden: what a frozen part of the trunk gives for `run`, stored; where that is the
@@ -133,6 +134,7 @@ class Batch:
     ret: Tensor
     floor: Tensor
     first: Tensor
+    behaviour: Tensor
     run: Run
     where: Tensor
     ids: Sequence[str]
@@ -292,6 +294,7 @@ def _steps(
         "ret": ret,
         "floor": ret if row["terminated"] else np.full(len(ret), -np.inf),
         "first": np.arange(len(ret)) == 0,
+        "behaviour": np.asarray(row["logp"], np.float64) if "logp" in row else np.full(len(ret), np.nan),
     }
 
 

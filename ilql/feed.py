@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     encoder = Encoder.from_folder(Path(cfg.data.path[0]) / "tokenizer")
     for part in parts:
         part.check(encoder.vocab_size)
+        _check_behaviour(cfg, part)
     prepare = getattr(algo, "prepare", None)
     if prepare is not None:
         if cfg.data.cache is not None:
@@ -129,6 +131,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
             )
         for part in held.parts:
             part.check(encoder.vocab_size)
+            _check_behaviour(cfg, part)
         longest = max(longest, *(longest_window(row, cfg.data.history) for row in held))
         rows["validation"] = select(held, cfg, "validation")
     digests = [sha256(Path(path) / "manifest.json") for path in cfg.data.path]
@@ -173,6 +176,24 @@ def _check_step(cfg: TrainConfig, rows: Rows) -> None:
         raise InputError(
             f"{cfg.algo}.cql_weight is {weight:g}, but {rows.folder} has utterance steps, and there is no "
             f"vocabulary of utterances to sum over; set {cfg.algo}.cql_weight to 0"
+        )
+
+
+def reads_behaviour(algo: ModuleType, hyper: Any) -> bool:
+    """Whether an algorithm reads the log-probabilities of the policy that wrote the dialogues."""
+    return hasattr(algo, "behaviour") and bool(algo.behaviour(hyper))
+
+
+def _check_behaviour(cfg: TrainConfig, rows: Rows) -> None:
+    """Refuse a dataset without the log-probabilities that the algorithm reads."""
+    if not reads_behaviour(ALGOS[cfg.algo], cfg.hyper):
+        return
+    missing = int(np.isnan(rows.logp).sum())
+    if missing:
+        raise InputError(
+            f"{cfg.algo} reads the log-probability of every utterance under the policy that wrote it, but "
+            f"{rows.folder} lacks {missing:,} of {len(rows.logp):,} in its {rows.split} split; let a run score them: "
+            f"python -m ilql.annotate logprobs RUN {rows.folder}"
         )
 
 

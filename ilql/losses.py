@@ -7,6 +7,8 @@ place that a reader of the papers would look. K is the number of critics, always
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -105,6 +107,15 @@ def nll(logp: Tensor, weight: Tensor | float = 1.0) -> Tensor:
             raise ValueError(f"one weight a token: weight has shape {tuple(weight.shape)}, logp {tuple(logp.shape)}")
         weight = weight.detach()
     return -logp * weight
+
+
+def clipped_ratio(logp: Tensor, reference: Tensor, clip: float) -> Tensor:
+    """pi(a | s) / pi_ref(a | s), (N), between 1 - clip and 1 + clip, a constant (Baheti et al. 2023).
+
+    The logarithm is clipped before exp, so that no ratio overflows.
+    """
+    low, high = (math.log(bound) if bound else -math.inf for bound in (1 - clip, 1 + clip))
+    return torch.exp((logp.detach() - reference).clamp(low, high))
 
 
 def awr_weight(advantage: Tensor, beta: float, clip: float) -> Tensor:

@@ -32,6 +32,7 @@ from ilql.data import collate, crop, longest_window
 from ilql.decode import LMPolicy, load
 from ilql.diagnostics import judged, survey
 from ilql.envs import ENVS
+from ilql.feed import reads_behaviour
 from ilql.learner import Learner, check_fits
 from ilql.model import ILQLModel
 from ilql.order import times
@@ -184,6 +185,8 @@ def losses(run: str | Path, model: ILQLModel, bos: int, step: str, rows: Sequenc
     cfg = load_config(["--config", str(config)])
     algo = ALGOS[cfg.algo]
     if step not in algo.STEPS or (algo.CRITIC and critic(algo, step) != model.config.critic):
+        return {}
+    if reads_behaviour(algo, cfg.hyper) and any(np.isnan(row["logp"]).any() for row in rows):
         return {}
     options: dict[str, Any] = {"gamma": getattr(cfg.hyper, "gamma", 1.0), "reward_scale": cfg.data.reward_scale}
     options |= {"bootstraps": algo.BOOTSTRAPS, "acted": critic(algo, step) == "scalar", "history": cfg.data.history}

@@ -87,6 +87,7 @@ class Decisions:
             whole.append(terminated(part.decisions["follows"].all(), dialogue))
             number.append(dialogue + before if chosen is not None else dialogue[:0])
         self.ret, self.whole, self.begins = (np.concatenate(parts) for parts in (ret, whole, first))
+        self.behaviour: np.ndarray = dialogues.logp  # type: ignore[attr-defined]
         self.chosen: np.ndarray | None = None
         if chosen is not None:
             taken = np.zeros(len(dialogues), bool)
@@ -139,6 +140,7 @@ class Decisions:
         out["ret"] = self.ret[row + self.first[k]]
         out["whole"] = self.whole[row + self.first[k]]
         out["begins"] = self.begins[row + self.first[k]]
+        out["behaviour"] = self.behaviour[row + self.first[k]].astype(np.float64)
         out["dialogue"] = out["dialogue"] + self.before[k]
         for name in ("last", "next"):
             out[name] = out[name] + self.rows[k]
@@ -192,6 +194,7 @@ class Decisions:
             "ret": at["ret"][:n],
             "floor": np.where(at["whole"][:n], at["ret"][:n], -np.inf),
             "first": at["begins"][:n],
+            "behaviour": at["behaviour"][:n],
             "where": where,
         }
         return Batch(

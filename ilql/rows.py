@@ -56,6 +56,12 @@ class Rows(Sequence[dict[str, Any]]):
         parts = [_sums(*batch["reward"]) for batch in self._batches]
         return np.concatenate(parts) if parts else np.zeros(0)
 
+    @property
+    def logp(self) -> np.ndarray:
+        """The log-probability of every transition's action under the policy that wrote it, (n); nan where unknown."""
+        parts = [values[: offsets[-1]] for offsets, values in (batch["logp"] for batch in self._batches)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
     def to_go(self, gamma: float) -> np.ndarray:
         """The discounted return to go of every transition, (n), in the log's units."""
         parts = []
@@ -145,6 +151,11 @@ class Mix(Sequence[dict[str, Any]]):
         self._first = np.cumsum([0] + [len(p) for p in parts])
         if prepare is not None:
             self.lengths = np.array([len(self[i]["tokens"]) for i in range(len(self))], np.int64)
+
+    @property
+    def logp(self) -> np.ndarray:
+        """As of `Rows`, (n) of all."""
+        return np.concatenate([part.logp for part in self.parts])
 
     def __len__(self) -> int:
         return len(self.lengths)

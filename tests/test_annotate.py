@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
@@ -12,8 +13,10 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from datasets_prep import tokenizer as tk
 from ilql import cached, cli, frozen
 from ilql.annotate import cache, main
+from ilql.decode import load
 from ilql.model import ILQLModel
 from ilql.rows import Rows
+from ilql.schema import validate
 from ilql.trainer import train
 from ilql.types import InputError
 from tests.test_cached import split_of
@@ -106,6 +109,36 @@ def test_any_language_model_is_a_trunk(place: Path, tmp_path: Path) -> None:
     (plain / "model.safetensors").unlink()
     with pytest.raises(InputError, match="has no weights in safetensors, and no others are read"):
         cache(plain, place / "data", tmp_path / "other")
+
+
+@pytest.mark.parametrize("step", ["token", "utterance"])
+def test_log_probabilities_are_those_of_the_window_that_the_run_was_trained_on(
+    place: Path, tmp_path: Path, step: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = dataset(tmp_path / step, step=step, seed=3)
+    assert cli.main(["annotate", "logprobs", str(place / "run"), str(data), "--tokens", "60"]) == 0
+    folder = tmp_path / f"{step}-logprobs"
+    assert capsys.readouterr().out.startswith(f"{folder}: the dataset with log-probabilities under ")
+    assert manifest(folder)["logprobs"] | {"digest": ""} == {"name": str(place / "run"), "digest": "", "history": 2}
+    validate(folder)
+    model, _ = load(place / "run")
+    for split in ("train", "validation"):
+        before, after = Rows(data, split), Rows(folder, split)
+        assert len(before) == len(after)
+        for old, new in zip(before, after, strict=True):
+            same = [name for name in old if name != "logp"]
+            assert all(np.array_equal(old[name], new[name]) for name in same)
+            for start, end, got in zip(new["start"], new["end"], new["logp"], strict=True):
+                turn = int(np.searchsorted(new["turn"], start, side="right")) - 1
+                begin = 0 if turn <= 2 else int(new["turn"][turn - 2])
+                ids = torch.tensor([[*([int(new["tokens"][0])] if begin else []), *new["tokens"][begin:end].tolist()]])
+                with torch.no_grad():
+                    table = model(input_ids=ids).logits[0].log_softmax(-1)
+                n = int(end - start)
+                want = sum(table[-1 - k, ids[0, -k]].item() for k in range(n, 0, -1))
+                assert got == pytest.approx(want, abs=1e-4)
+    assert main(["logprobs", str(place / "run"), str(data)]) == 2
+    assert "exists; name another --output" in capsys.readouterr().err
 
 
 def test_states_below_the_last_blocks(

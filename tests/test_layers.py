@@ -79,6 +79,7 @@ ORDER = (
     "ilql.seeds",
     "ilql.decode",
     "ilql.export",
+    "ilql.rewrite",
     "ilql.annotate",
     "ilql.envs",
     "datasets_prep",

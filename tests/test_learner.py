@@ -171,6 +171,7 @@ def chained(n: int = 5, vocab: int = 23) -> list[dict]:
                 "tokens": np.append(long["tokens"][:kept], end["tokens"][1:]),
                 "turn": np.append(long["turn"][long["turn"] < kept], end["turn"] + kept - 1),
                 "reward": np.append(long["reward"][agent], end["reward"]),
+                "logp": np.append(long["logp"][agent], end["logp"]),
             }
         )
     other = long | {"tokens": np.append(long["tokens"][:-1], (long["tokens"][-1] + 1) % vocab)}

@@ -9,6 +9,7 @@ import torch
 
 from ilql.losses import (
     awr_weight,
+    clipped_ratio,
     best_among,
     cql,
     expectile,
@@ -114,6 +115,12 @@ def test_nll_weighs_each_token_by_a_constant():
 def test_nll_refuses_a_weight_a_decision():
     with pytest.raises(ValueError, match="one weight a token"):
         nll(t(-1, -2, -3), t(1))
+
+
+def test_a_ratio_is_clipped_on_both_sides_and_finite():
+    got = clipped_ratio(t(-1, -1, -1, 0, -1000), t(-1, -1.2, -1000, -0.5, 0), 0.5)
+    torch.testing.assert_close(got, t(1, math.exp(0.2), 1.5, math.exp(-0.5), 0.5))
+    assert clipped_ratio(t(-3, -7), t(-5, -2), 0.0).tolist() == [1, 1]
 
 
 def test_awr_weight_is_clipped_and_finite():

@@ -9,6 +9,7 @@ import pytest
 
 from datasets_prep.build import Options, build
 from ilql.algos import ALGOS
+from ilql.annotate import logprobs
 from ilql.config import load_config
 from ilql.trainer import train
 from tests.prep import test_craigslist
@@ -37,7 +38,10 @@ def maze(tmp_path_factory):
     few = {"dialogues": 40}
     for name, tokenizer in (("maze", "word"), ("maze-bpe", "bpe:512")):
         build(Options("maze", output=folder / name, tokenizer=tokenizer, action_tokens=MOVES, corpus_options=few))
-    build(Options("maze", output=folder / "maze-utterance", tokenizer="word", step="utterance", corpus_options=few))
+    spoken = folder / "maze-utterance"
+    build(Options("maze", output=spoken, tokenizer="word", step="utterance", corpus_options=few))
+    words = ["--data.path", str(spoken), "--output", str(folder / "bc"), "--steps", "1", "--device", "cpu"]
+    logprobs(train(load_config(["--config", str(recipe("bc")), *words])), spoken)
     return folder
 
 

@@ -28,7 +28,7 @@ from ilql.types import InputError
 from tests.tiny import dataset
 
 BOS, VOCABULARY = 0, 263
-COLUMNS = ("reward", "discount", "ret", "floor", "first", "action", "owner")
+COLUMNS = ("reward", "discount", "ret", "floor", "first", "behaviour", "action", "owner")
 # A loss that reads whatever a scalar critic of utterances may: Q at an action's last token, V before and after.
 SCALAR = SimpleNamespace(
     PER_TOKEN=frozenset({"bc"}),
@@ -85,7 +85,8 @@ def statistics(model: ILQLModel, batch: Batch, dtype: torch.dtype = torch.float6
 def assert_same(mine: dict[str, Tensor], theirs: dict[str, Tensor], rtol: float = 1e-9) -> None:
     assert mine.keys() == theirs.keys()
     for name, value in theirs.items():
-        torch.testing.assert_close(mine[name], value, rtol=rtol, atol=rtol, msg=lambda m, n=name: f"{n}: {m}")
+        options = {"rtol": rtol, "atol": rtol, "equal_nan": name == "behaviour"}
+        torch.testing.assert_close(mine[name], value, msg=lambda m, n=name: f"{n}: {m}", **options)
 
 
 @pytest.mark.parametrize("bootstraps", [True, False])

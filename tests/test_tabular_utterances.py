@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ilql.algos import archer, ilql_utterance, mc, sarsa
+from ilql.algos import a_lol, archer, ilql_utterance, mc, sarsa
 from ilql.data import collate
 from ilql.learner import Learner
 from tests.test_tabular import GAMMA, TAU, chain, expectile_of, fixed_point, gather
@@ -86,9 +86,12 @@ def test_implicit_q_learning(limit, history):
     assert_values(model, *fixed_point(transitions, lambda x: expectile_of(x, TAU)))
 
 
-def test_single_step_critics_learn_the_values_of_the_logs():
+@pytest.mark.parametrize(
+    ("algo", "options"), [(sarsa, {"cql_weight": 0.0}), (a_lol, {"ratio": "none"})], ids=["sarsa", "a_lol"]
+)
+def test_single_step_critics_learn_the_values_of_the_logs(algo, options):
     rows, transitions = talks(20, 40)
-    model, _ = learn(rows, sarsa, sarsa.Config(gamma=GAMMA, cql_weight=0.0), history=1)
+    model, _ = learn(rows, algo, algo.Config(gamma=GAMMA, **options), history=1)
     assert_values(model, *fixed_point(transitions, np.mean))
 
 

@@ -64,7 +64,8 @@ def chat_row(rng: np.random.Generator, vocab: int, exchanges: int, *, terminated
         turn.append(len(tokens))
         tokens.append(int(rng.integers(1, vocab)))
     end = [s + 1 for s in start]
-    return row(tokens, start, end, rng.normal(size=len(start)).tolist(), turn=turn, terminated=terminated, name=name)
+    reward, logp = rng.normal(size=len(start)).tolist(), np.full(len(start), -2.5, np.float32)
+    return row(tokens, start, end, reward, turn=turn, terminated=terminated, name=name) | {"logp": logp}
 
 
 def tiny(
@@ -87,7 +88,7 @@ def spoken(row: Mapping[str, Any]) -> dict[str, Any]:
     first = np.flatnonzero(np.append(True, row["start"][1:] != row["end"][:-1]))
     last = np.append(first[1:], len(row["start"])) - 1
     reward = np.add.reduceat(np.asarray(row["reward"], np.float64), first)
-    logp = np.full(len(first), np.nan, np.float32)
+    logp = np.add.reduceat(np.asarray(row["logp"], np.float32), first)
     return {**row, "start": row["start"][first], "end": row["end"][last], "reward": reward, "logp": logp}
 
 
