@@ -115,8 +115,8 @@ def actions_logp(model: ILQLModel, rows: Rows, bos: int, tokens: int) -> list[np
     """log pi of every transition's action, as a whole, of each dialogue: float32 (n) each."""
     found: list[np.ndarray] = []
     for _, dialogues in cached.groups(rows, tokens):
-        options = {"history": model.config.history, "bootstraps": False, "acted": False}
-        batch = collate(dialogues, gamma=1.0, bos=bos, **options).to(model.device)
+        history = model.config.history
+        batch = collate(dialogues, gamma=1.0, bos=bos, history=history, bootstraps=False, acted=False).to(model.device)
         logp = Out(model, model.hidden(*batch.run), batch).logp.double()
         each = torch.zeros(batch.n, dtype=logp.dtype, device=logp.device).index_add_(0, batch.owner, logp)
         ends = np.cumsum([len(row["start"]) for row in dialogues])[:-1]

@@ -9,8 +9,8 @@ import torch
 
 from ilql.losses import (
     awr_weight,
-    clipped_ratio,
     best_among,
+    clipped_ratio,
     cql,
     expectile,
     gumbel,
