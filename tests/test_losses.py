@@ -118,7 +118,7 @@ def test_nll_refuses_a_weight_a_decision():
 
 
 def test_a_ratio_is_clipped_on_both_sides_and_finite():
-    got = clipped_ratio(t(-1, -1, -1, 0, -1000), t(-1, -1.2, -1000, -0.5, 0), 0.5)
+    got = clipped_ratio(t(-1, -1, -1, -1, -1000), t(-1, -1.2, -1000, -0.5, 0), 0.5)
     torch.testing.assert_close(got, t(1, math.exp(0.2), 1.5, math.exp(-0.5), 0.5))
     assert clipped_ratio(t(-3, -7), t(-5, -2), 0.0).tolist() == [1, 1]
 
