@@ -251,7 +251,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         place = torch.arange(ids.shape[1], device=ids.device)
         lengths, _, depths = (torch.tensor(numbers, device=ids.device)[:, None] for numbers in segments)
         real = place < depths + lengths
-        out = trunk(**recurrent.taken(trunk, input_ids=ids, attention_mask=real.long(), use_cache=False))
+        out = trunk(input_ids=ids, attention_mask=real.long(), use_cache=False)
         return out.last_hidden_state[real & (place >= depths)]
 
     def q_values(self, hidden: Tensor, action: Tensor | None = None, heads: Any = None) -> Tensor:
