@@ -1,4 +1,4 @@
-"""`python -m ilql.annotate cache|logprobs RUN_OR_MODEL DATA`: what a dataset gets from a model. Decision: a dataset
+"""`python -m ilql.annotate cache|logprobs|propose RUN DATA`: what a dataset gets from a model. Decision: a dataset
 stays as it was built; what a model adds is a folder of its own that says of which model and dataset it is.
 """
 
@@ -25,6 +25,7 @@ from ilql.data import collate, longest_window
 from ilql.decode import model_folder, quiet
 from ilql.learner import Out, check_fits
 from ilql.model import ILQLConfig, ILQLModel
+from ilql.proposed import propose_all
 from ilql.rewrite import rewrite
 from ilql.rows import Rows
 from ilql.schema import SCHEMA, SPLITS
@@ -229,9 +230,28 @@ def _logprobs(argv: Sequence[str]) -> None:
     print(f"{folder}: the dataset with log-probabilities under {args.source}")
 
 
+def propose_parser() -> Parser:
+    parser = Parser(prog="python -m ilql.annotate propose", description=propose_all.__doc__, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="the actor: a run folder or a model folder")
+    parser.add_argument("dataset", metavar="DATA", help="a dataset folder at utterance steps")
+    parser.add_argument("--output", help="a new folder (default: DATA-proposals)")
+    parser.add_argument("--n", type=int, default=5, help="candidates a state, at most (default: 5)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of each token (default: 1.0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--max-new-tokens", type=int, help="of a candidate (default: the longest logged reply's)")
+    return parser
+
+
+def _propose(argv: Sequence[str]) -> None:
+    args = vars(propose_parser().parse_args(argv))
+    folder = propose_all(args.pop("run"), args.pop("dataset"), args.pop("output"), **args)
+    print(f"{folder}: train from it with --algo chai --data.path {folder}")
+
+
 COMMANDS = {
     "cache": (_cache, "store the hidden states of a dataset under a trunk that will be frozen"),
     "logprobs": (_logprobs, "write a dataset anew with log-probabilities of its actions under an actor"),
+    "propose": (_propose, "write a dataset anew with what an actor would say at each of its states"),
 }
 
 

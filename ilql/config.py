@@ -85,8 +85,20 @@ class TrainConfig:
             raise InputError("data.weights needs one number above 0 for each folder of data.path")
         if self.data.cache is not None:
             self._check_cache(self.data.cache)
+        if not getattr(self.hyper, "bc_weight", 1.0):
+            self._check_actor()
         if self.bf16 and self.model.dtype == "float64":
             raise InputError("bf16 and model.dtype float64 exclude each other; drop one")
+
+    def _check_actor(self) -> None:
+        """An actor that nothing trains has to come from somewhere, and to stay as it is."""
+        if self.init_from is None and self.model.pretrained is None:
+            raise InputError(f"{self.algo}.bc_weight is 0, but nothing gives the actor: set init_from to a run")
+        apart = self.model.critic_trunk == "own" or self.model.detach_critics
+        if self.model.freeze != "trunk" and not apart:
+            raise InputError(
+                f"{self.algo}.bc_weight is 0, but critics would move the actor's trunk: set model.freeze to trunk"
+            )
 
     def _check_cache(self, cache: list[str]) -> None:
         if len(cache) != len(self.data.path):

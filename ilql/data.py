@@ -98,6 +98,21 @@ def longest_window(row: Row, history: int | None) -> int:
     return max(ends[t] - begins[t] + (1 if begins[t] else 0) for t in agents)
 
 
+def offer_windows(row: Row, history: int | None) -> list[int]:
+    """Where the windows of the states begin that a row has proposals for: of its transitions, and the one behind."""
+    turn = row["turn"]
+    turns: list[int] = np.asarray(np.searchsorted(turn, row["start"], side="right") - 1).tolist()
+    turns += [len(turn) - 1] * (len(row["proposals"]) - len(turns))
+    return [window_start(turn, t, history) for t in turns]
+
+
+def longest_offer(row: Row, history: int | None) -> int:
+    """Tokens of the longest piece that a candidate makes behind its state."""
+    ends = [*row["start"].tolist(), len(row["tokens"])]
+    states = zip(offer_windows(row, history), ends, row["proposals"], strict=False)
+    return max((end - begin + (1 if begin else 0) + len(c) for begin, end, some in states for c in some), default=0)
+
+
 def crop(tokens: Sequence[int], turn: Sequence[int], history: int | None) -> list[int]:
     """The state's tokens as training saw them, for a dialogue whose last turn is the agent's open header."""
     begin = window_start(turn, len(turn) - 1, history)
@@ -240,14 +255,15 @@ def collate(
     for row in rows:
         at = decisions(row["start"], row["end"], len(row["tokens"]), bool(row["terminated"]))
         shifts, final = _shifts(row, at, history, pieces, acted)
-        places = _places(row, at, shifts, history, pieces) if offered else None
+        logged: list[int] = (at.last + shifts).tolist()
+        places = offers.lay(row, offer_windows(row, history), logged, pieces) if offered else None
         has_next = at.has_next and (places is None or len(places[-1]) > 0)
         keep = len(shifts) if has_next or not bootstraps else len(shifts) - 1
         columns = _steps(row, at, shifts, final, gamma, reward_scale)
         parts.append({name: column[:keep] for name, column in columns.items()} | _acts(row, shifts, keep, n))
         ids.append(str(row["id"]))
         if places is not None:
-            here += offers.here(places, (at.last + shifts).tolist(), keep, n)
+            here += offers.here(places, logged, keep, n)
             after += offers.after(places, keep, n)
         n += keep
     if not pieces.known:
@@ -265,15 +281,6 @@ def collate(
         offered=offers.gather(here) if offered else None,
         offered_next=offers.gather(after) if offered else None,
     )
-
-
-def _places(row: Row, at: Decisions, shifts: np.ndarray, history: int | None, pieces: Pieces) -> list[list[int]]:
-    """Positions of the last tokens of what is offered at each state of a row, the one after its last action too."""
-    turns: list[int] = np.asarray(np.searchsorted(row["turn"], row["start"], side="right") - 1).tolist()
-    if at.next[-1] > at.last[-1]:
-        turns.append(len(row["turn"]) - 1)
-    windows = [window_start(row["turn"], turn, history) for turn in turns]
-    return offers.lay(row, windows, (at.last + shifts).tolist(), pieces)
 
 
 def _steps(

@@ -16,11 +16,12 @@ import numpy as np
 from transformers import AutoConfig
 
 from datasets_prep.encode import Encoder
+from ilql import actor
 from ilql.algos import ALGOS, critic
 from ilql.border import Dialogues
 from ilql.cached import Cache, open_cache
 from ilql.config import TrainConfig
-from ilql.data import Batch, collate, longest_window
+from ilql.data import Batch, Row, collate, longest_offer, longest_window
 from ilql.diagnostics import highest
 from ilql.frozen import TRUNK
 from ilql.model import ILQLModel
@@ -95,6 +96,11 @@ class Feed:
         for cache in self.caches:
             cache.check_trunk(model, _trunk(cfg) or "from scratch")
 
+    def check_actor(self, model: ILQLModel, cfg: TrainConfig) -> None:
+        """Refuse proposals of another actor than the run's that training begins as; the model has its weights."""
+        if getattr(ALGOS[cfg.algo], "OFFERED", False):
+            actor.check_model(self.manifests[0], cfg.data.path[0], model, str(cfg.init_from))
+
 
 def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     """Open the datasets of `cfg.data` for one of `world` processes. Raises InputError naming folder and mend."""
@@ -113,14 +119,20 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
             raise InputError(f"data.cache holds rows as they are stored, and {cfg.algo} reads others; leave it out")
         prepare = partial(prepare, note=encoder.note, cfg=cfg.hyper)
         mix = Mix(parts, prepare)
+    offered = getattr(algo, "OFFERED", False)
+    if offered:
+        if cfg.data.cache is not None:
+            raise InputError(f"data.cache has no states of the proposals that {cfg.algo} reads; leave it out")
+        actor.check(parts, cfg.algo, cfg.init_from)
     options = {
         "gamma": getattr(cfg.hyper, "gamma", 1.0),  # an algorithm without values has no discount, and reads none
         "reward_scale": cfg.data.reward_scale,
         "bootstraps": algo.BOOTSTRAPS,
         "acted": critic(algo, step) == "scalar",
     }
-    together = partial(collate, bos=encoder.bos_id, history=cfg.data.history, **options)
-    longest = max((longest_window(row, cfg.data.history) for row in mix), default=0)
+    together = partial(collate, bos=encoder.bos_id, history=cfg.data.history, offered=offered, **options)
+    piece = partial(_longest, history=cfg.data.history, offered=offered)
+    longest = max(map(piece, mix), default=0)
     rows = {"train": select(mix, cfg, "train")}
     if cfg.log.validate_every:
         held = Mix([Rows(path, "validation") for path in cfg.data.path], prepare)
@@ -132,7 +144,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
         for part in held.parts:
             part.check(encoder.vocab_size)
             _check_behaviour(cfg, part)
-        longest = max(longest, *(longest_window(row, cfg.data.history) for row in held))
+        longest = max(longest, *map(piece, held))
         rows["validation"] = select(held, cfg, "validation")
     digests = [sha256(Path(path) / "manifest.json") for path in cfg.data.path]
     advise, fields = getattr(algo, "advise", None), getattr(algo, "fields", None)
@@ -195,6 +207,11 @@ def _check_behaviour(cfg: TrainConfig, rows: Rows) -> None:
             f"{rows.folder} lacks {missing:,} of {len(rows.logp):,} in its {rows.split} split; let a run score them: "
             f"python -m ilql.annotate logprobs RUN {rows.folder}"
         )
+
+
+def _longest(row: Row, history: int | None, offered: bool) -> int:
+    """Tokens of the longest piece that a dialogue is read in."""
+    return max(longest_window(row, history), longest_offer(row, history) if offered else 0)
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -156,21 +156,28 @@ def _glance(lm: PreTrainedModel) -> None:
 # ---- identity --------------------------------------------------------------------------------------------------------
 
 
-def digest(lm: PreTrainedModel, freeze: Freeze) -> str:
+def digest(lm: PreTrainedModel, freeze: Freeze, *, rounded: bool = False) -> str:
     """Hex digest of the frozen part: of its weights, and of the config's fields that say how they are used.
 
-    The same for weights that were widened exactly (bf16 to float32 to float64).
+    The same for weights that were widened exactly (bf16 to float32 to float64). rounded: and for those that are the
+    same in float32.
     """
     sha = hashlib.sha256(json.dumps(_used(lm.config), sort_keys=True, default=str).encode())
     tensors = _tensors(lm, freeze)
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        if tensor.is_floating_point():
-            narrow = tensor.float()
-            tensor = narrow if tensor.dtype != torch.float64 or torch.equal(narrow.double(), tensor) else tensor
-        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        absorb(sha, name, tensors[name], rounded=rounded)
     return sha.hexdigest()
+
+
+def absorb(sha: Any, name: str, tensor: Tensor, *, rounded: bool) -> None:
+    """Add a tensor to a digest."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.is_floating_point():
+        narrow = tensor.float()
+        exact = tensor.dtype != torch.float64 or torch.equal(narrow.double(), tensor)
+        tensor = narrow if exact or rounded else tensor
+    sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+    sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _tensors(lm: PreTrainedModel, freeze: Freeze) -> Mapping[str, Tensor]:

@@ -84,7 +84,7 @@ def best_among(q: Tensor, owner: Tensor, n: int) -> Tensor:
 
 def soft_among(q: Tensor, owner: Tensor, n: int, temperature: float) -> Tensor:
     """The mean Q under softmax(Q / temperature) of what is offered to each of n decisions: (R), (R) -> (N), 0 where
-    nothing is. Towards 0 the largest Q, above it the mean (Ghasemipour et al. 2021 take the largest)."""
+    nothing is. Towards 0 the largest Q, above it the mean."""
     weight = ((q - best_among(q, owner, n)[owner]) / temperature).exp()
     total = q.new_zeros(n).index_add(0, owner, weight)
     return q.new_zeros(n).index_add(0, owner, weight / total[owner] * q)

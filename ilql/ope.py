@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from datasets_prep.encode import Encoder
-from ilql import control
+from ilql import control, ranking
 from ilql.agreement import auc, explained_variance, rank_correlation
 from ilql.algos import ALGOS, critic
 from ilql.closed import Closed
@@ -36,6 +36,7 @@ from ilql.feed import reads_behaviour
 from ilql.learner import Learner, check_fits
 from ilql.model import ILQLModel
 from ilql.order import times
+from ilql.proposals import NAME
 from ilql.report import Interval, bootstrap, table
 from ilql.rows import Mix, Rows
 from ilql.types import AGENT, PARTNER, InputError, Turn
@@ -177,7 +178,8 @@ def _closed(policy: LMPolicy, row: dict[str, Any], turn: np.ndarray, logged: lis
 
 def losses(run: str | Path, model: ILQLModel, bos: int, step: str, rows: Sequence[Any]) -> dict[str, float]:
     """The means of a run's own losses over dialogues, and what `ilql.diagnostics` says of its values; empty for a model
-    without its run, and for dialogues of a time step that its algorithm, or these critics, are not made for."""
+    without its run, and for dialogues of a time step that its algorithm, or these critics, are not made for, or without
+    the proposals that it reads."""
     homes = [path / "config.yaml" for path in (Path(run), Path(run).parent)]
     config = next((path for path in homes if path.is_file()), None)
     if config is None:
@@ -188,8 +190,12 @@ def losses(run: str | Path, model: ILQLModel, bos: int, step: str, rows: Sequenc
         return {}
     if reads_behaviour(algo, cfg.hyper) and any(np.isnan(row["logp"]).any() for row in rows):
         return {}
+    offered = getattr(algo, "OFFERED", False)
+    if offered and not all(NAME in row for row in rows):
+        return {}
     options: dict[str, Any] = {"gamma": getattr(cfg.hyper, "gamma", 1.0), "reward_scale": cfg.data.reward_scale}
     options |= {"bootstraps": algo.BOOTSTRAPS, "acted": critic(algo, step) == "scalar", "history": cfg.data.history}
+    options |= {"offered": offered}
     parts = (rows[i : i + BATCH] for i in range(0, len(rows), BATCH))
     batches = (collate(part, bos=bos, **options).to(model.device, model.dtype) for part in parts)
     found = survey(Learner(model, algo, cfg.hyper), batches)
@@ -225,11 +231,16 @@ def report(
         game = _game(rows) if closed else None
         policy = LMPolicy(model, encoder, beta=beta, greedy=True, support_top_k=top_k, closed=game)
         matches["closed set" if closed else "greedy", beta] = last_turn_matches(policy, chosen)
+    ranked = model.config.control is None and all(NAME in row for row in chosen)
+    ranks = ranking.read(model, encoder.bos_id, chosen) if ranked else None
     out = []
     for name, every in _pools(rows, weights):
         which = [kept[i] for i in every if i in kept]
         out += [name] if len(data) > 1 else []
         out += _tables([turns[i] for i in which], {k: [m[i] for i in which] for k, m in matches.items()}, thresholds)
+        if ranks is not None and which:
+            standing = ranking.lines([ranks[i] for i in which], [turns[i].group for i in which])
+            out += [table(standing)] if standing else []
         own = losses(run, model, encoder.bos_id, rows.parts[0].manifest["step"], [chosen[i] for i in which])
         if own:
             out.append(table([{"of the run's own": name, "value": f"{value:.4g}"} for name, value in own.items()]))

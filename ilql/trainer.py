@@ -78,6 +78,7 @@ def train(cfg: TrainConfig, *, resume: bool = False, allow_inexact: bool = False
     model = make_model(cfg, feed)
     if cfg.init_from and begins:
         say(accelerator, warmstart.load(model, Path(cfg.init_from)))
+        feed.check_actor(model, cfg)
     if begins:
         feed.check_trunk(model, cfg)
     accelerator.wait_for_everyone()  # nobody makes the folder before all have looked for it

@@ -18,7 +18,7 @@ from ilql.model import ILQLModel
 from ilql.rows import Rows
 from ilql.trainer import train
 from ilql.types import InputError
-from tests.test_cached import LOG
+from tests.test_cached import LOG, stored
 from tests.test_frozen import OPT
 from tests.test_replay import BOS, assert_same, statistics
 from tests.test_trainer import assert_close, refused, rows, same, stop_at, weights
@@ -87,9 +87,7 @@ def test_twenty_steps_equal_those_above_frozen_blocks(
     assert "validation/total" in rows(found)[-1]
 
 
-@pytest.mark.parametrize(
-    "algo", [name for name, algo in ALGOS.items() if name != "ilql" and not hasattr(algo, "prepare")]
-)
+@pytest.mark.parametrize("algo", [name for name, algo in ALGOS.items() if name != "ilql" and stored(algo)])
 def test_every_algorithm_reads_stored_states(place: Place, tmp_path: Path, algo: str) -> None:
     plain, found = place.both(tmp_path, algo, ALGOS[algo].STEPS[0], steps=3, batch={"dialogues": None, "tokens": 200})
     assert_close(train(plain), train(found))

@@ -28,7 +28,8 @@ def batch_of(cut: bool = True, history: int | None = None, step: str = "token") 
     rng = np.random.default_rng(0)
     rows = [chat_row(rng, 23, 3, name=f"d{i}", terminated=i != 2 or not cut) for i in range(5)]
     rows = at_step(rows, step)
-    made = collate(rows, gamma=0.9, bos=BOS, history=history, reward_scale=SCALE, acted=step == "utterance")
+    whole = {"acted": step == "utterance", "offered": step == "utterance"}
+    made = collate(rows, gamma=0.9, bos=BOS, history=history, reward_scale=SCALE, **whole)
     return made.to("cpu", torch.float64)
 
 

@@ -38,7 +38,8 @@ def dialogues(n: int = 6, vocab: int = 23) -> list[dict]:
 
 
 def means(model, rows, algo=ilql, cfg=CFG, **options) -> dict[str, torch.Tensor]:
-    options = {"bootstraps": algo.BOOTSTRAPS, "acted": False, **options}
+    offered = getattr(algo, "OFFERED", False)
+    options = {"bootstraps": algo.BOOTSTRAPS, "acted": False, "offered": offered, **options}
     batch = collate(rows, gamma=0.9, bos=BOS, **options)
     return {k: v.mean() for k, v in Learner(model, algo, cfg)(batch.to("cpu", torch.float64)).items()}
 

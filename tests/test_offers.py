@@ -12,7 +12,7 @@ from ilql.algos import bc
 from ilql.data import collate
 from ilql.learner import Learner, Out
 from tests.test_data import CODE, TOKENS, TURNS, utterance_row
-from tests.toys import BOS, chat_row, row, tiny
+from tests.toys import BOS, chat_row, row, spoken, tiny
 
 B, E, K, X, SO = (CODE[x] for x in "BEkbo")
 YO, BYE = TOKENS[4:7], TOKENS[10:14]
@@ -100,16 +100,7 @@ def test_without_being_asked_for_they_are_not_read():
         Out(tiny(critic="scalar"), torch.zeros(14, 16, dtype=torch.float64), batch).q_offered  # noqa: B018
 
 
-def utterances(r: dict) -> dict:
-    """A dialogue of token steps at utterance steps."""
-    turn = np.searchsorted(r["turn"], r["start"], side="right")
-    first = np.flatnonzero(np.diff(turn, prepend=-1))
-    last = np.append(first[1:], len(turn)) - 1
-    changed = {"start": r["start"][first], "end": r["end"][last], "reward": np.add.reduceat(r["reward"], first)}
-    return r | changed | {"logp": np.full(len(first), np.nan)}
-
-
-def proposed(rng: np.random.Generator, r: dict, vocab: int = 23) -> dict:
+def candidates(rng: np.random.Generator, r: dict, vocab: int = 23) -> dict:
     """A dialogue at utterance steps with up to four candidates a state, its logged reply among them now and then."""
     n = len(r["start"])
     given = []
@@ -125,7 +116,7 @@ def dialogues(count: int = 6) -> list[dict]:
     made = [chat_row(rng, 23, 2 + i % 3, terminated=i % 3 != 0, name=f"d{i}") for i in range(count)]
     cut = made[1]
     made[1] = cut | {"terminated": False, "tokens": cut["tokens"][: cut["end"][-1]]}
-    return [proposed(rng, utterances(r)) for r in made]
+    return [candidates(rng, spoken(r)) for r in made]
 
 
 def read(model, batch) -> Out:

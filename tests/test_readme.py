@@ -99,8 +99,8 @@ def parse(words: list[str]) -> None:
         elif words[3] != "--list":
             options.parse(words[3], words[4:])
     elif words[1:3] == ["-m", "ilql.annotate"]:
-        assert words[3] == "cache"
-        annotate.cache_parser().parse_args(words[4:])
+        parsers = {"cache": annotate.cache_parser, "propose": annotate.propose_parser}
+        parsers[words[3]]().parse_args(words[4:])
     elif words[1:3] == ["-m", "benchmarks"]:
         benchmarks.parser().parse_args(words[3:])
     else:
@@ -221,9 +221,13 @@ def test_every_option_of_eval_stands_in_a_table_with_its_default() -> None:
             assert rows[name] == f"{default:g}"
 
 
-def test_every_option_of_annotate_stands_in_a_table_with_its_default() -> None:
-    rows = table(read("docs/training.md"))
-    for action in annotate.cache_parser()._actions:
+@pytest.mark.parametrize(
+    ("section", "parser"),
+    [("Hidden states, stored once", annotate.cache_parser), ("Proposals", annotate.propose_parser)],
+)
+def test_every_option_of_annotate_stands_in_a_table_with_its_default(section: str, parser: Any) -> None:
+    rows = table(read("docs/training.md").split(f"\n## {section}\n")[1].split("\n## ")[0])
+    for action in parser()._actions:
         name = action.option_strings[0] if action.option_strings else str(action.metavar)
         if name != "-h":
             named = re.search(r"\(default: (.*)\)", action.help or "")

@@ -11,9 +11,11 @@ from datasets_prep.build import Options, build
 from ilql.algos import ALGOS
 from ilql.annotate import logprobs
 from ilql.config import load_config
+from ilql.proposed import propose_all
 from ilql.trainer import train
 from tests.prep import test_craigslist
 from tests.prep.test_casino import DEAL, WALK
+from tests.tiny import config
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -42,6 +44,9 @@ def maze(tmp_path_factory):
     build(Options("maze", output=spoken, tokenizer="word", step="utterance", corpus_options=few))
     words = ["--data.path", str(spoken), "--output", str(folder / "bc"), "--steps", "1", "--device", "cpu"]
     logprobs(train(load_config(["--config", str(recipe("bc")), *words])), spoken)
+    shape = {"layers": 1, "width": 16, "heads": 2, "context": 64}
+    cloned = config({"path": str(spoken), "history": 1}, folder / "actor", "bc", steps=1, model=shape)
+    propose_all(train(cloned), spoken, n=3)
     return folder
 
 

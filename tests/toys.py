@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from ilql.algos import ALGOS, critic
 from ilql.build import ModelConfig, build
 from ilql.model import ILQLConfig, ILQLModel
+from ilql.proposals import states
 
 BOS = 0
 # Every algorithm at every time step that it is defined for.
@@ -92,9 +93,22 @@ def spoken(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "start": row["start"][first], "end": row["end"][last], "reward": reward, "logp": logp}
 
 
+def proposed(r: dict[str, Any]) -> dict[str, Any]:
+    """A dialogue at utterance steps with candidates for its states, made of its own tokens: now none, now the logged
+    reply among others or alone, now one twice."""
+    tokens, n = r["tokens"].tolist(), len(r["start"])
+    given = []
+    for i in range(states(n, int(r["end"][-1]), len(tokens), bool(r["terminated"]))):
+        logged = tokens[r["start"][i] : r["end"][i]] if i < n else []
+        others = [tokens[1:3], [tokens[-1], tokens[1]], tokens[1:3], [*tokens[2:4], tokens[-1]]]
+        kinds = [[logged, *others], others, [logged], []]
+        given.append(kinds[(i + len(tokens)) % 4] if i < n else others)
+    return r | {"proposals": given}
+
+
 def at_step(rows: list[dict[str, Any]], step: str) -> list[dict[str, Any]]:
     """Dialogues at token steps as those at a time step."""
-    return [spoken(r) for r in rows] if step == "utterance" else rows
+    return [proposed(spoken(r)) for r in rows] if step == "utterance" else rows
 
 
 class TableTrunk(nn.Module):

@@ -5,14 +5,15 @@
 extracted), `STEPS` (the time steps it is defined for), `CRITIC` (see `critic`; None for an actor alone) and
 `BOOTSTRAPS` (whether a transition needs its next state). Where it applies: `BACKUP` (what `Out.q_next` is, a name in
 `ilql.backups`); `behaviour(cfg)` (whether it reads `Batch.behaviour`, which then has to be known of every decision);
-`select(returns, cfg) -> mask of dialogues` (the part of them that it learns from); `fields(returns, cfg)` (further
-fields of the model's config); `advise(returns, cfg) -> sentence or None` (what about the scaled returns of the
-dialogues does not suit the options); `prepare(row, note, cfg) -> row` (a row as it reads it: `ilql.control`).
+`OFFERED = True` (it reads the dialogues' proposals); `select(returns, cfg) -> mask of dialogues` (the part of them that
+it learns from); `fields(returns, cfg)` (further fields of the model's config); `advise(returns, cfg) -> sentence or
+None` (what about the scaled returns of the dialogues does not suit the options); `prepare(row, note, cfg) -> row` (a
+row as it reads it: `ilql.control`).
 """
 
 from types import ModuleType
 
-from ilql.algos import a_lol, archer, awac, bc, cql, dt, filtered_bc, ilql, ilql_utterance, mc, q_sft, sarsa
+from ilql.algos import a_lol, archer, awac, bc, chai, cql, dt, filtered_bc, ilql, ilql_utterance, mc, q_sft, sarsa
 
 ALGOS = {
     "bc": bc,
@@ -27,6 +28,7 @@ ALGOS = {
     "ilql_utterance": ilql_utterance,
     "archer": archer,
     "a_lol": a_lol,
+    "chai": chai,
 }
 
 

@@ -100,6 +100,7 @@ def curve(name: str) -> list[dict[str, float]]:
             reward_scale=0.5,
             bootstraps=algo.BOOTSTRAPS,
             acted=critic(algo, at) == "scalar",
+            offered=getattr(algo, "OFFERED", False),
         )
         losses = {k: v.mean() for k, v in learner(batch.to("cpu", torch.float64)).items()}
         total = torch.stack(list(losses.values())).sum()
