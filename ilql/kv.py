@@ -175,16 +175,20 @@ class LeanTree:
         del self.root
         return hidden
 
-    def branch(self, prompts: Tensor, parent: Tensor) -> None:
-        """Let the prompts be those of `prompts` (P), in its order, with branches that go on where those of the numbers
-        `parent` (P, branches) end. The others leave."""
+    def branch(self, prompts: Tensor | None, parent: Tensor) -> None:
+        """Let the prompts be those of `prompts` (P), in its order, None for all, with branches that go on where those
+        of the numbers `parent` (P, branches) end. The others leave."""
+        if prompts is not None:
+            self._keep(prompts)
+        self.mask = self.mask[torch.arange(len(parent), device=parent.device)[:, None], parent]
+
+    def _keep(self, prompts: Tensor) -> None:
         moved = (prompts != torch.arange(len(prompts), device=prompts.device)).nonzero().squeeze(1)
         if len(moved):
             so_far = self.past.narrow(4, 0, self.filled)
             so_far[:, moved] = so_far[:, prompts[moved]]
         self.past = self.past[:, : len(prompts)]
-        self.position = self.position[prompts]
-        self.mask = self.mask[prompts[:, None], parent]
+        self.position, self.mask = self.position[prompts], self.mask[prompts]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append a token to each branch: (P, branches) -> h (P * branches, D)."""
@@ -202,7 +206,8 @@ class LeanTree:
             keys, values = so_far[layer].unbind(1)
             if mask is None:
                 groups = q.shape[1] // keys.shape[1]
-                mask = self.mask.narrow(2, 0, self.filled).repeat(1, groups, 1)[:, None]
+                mask = self.mask.narrow(2, 0, self.filled)[:, None]
+                mask = mask if groups == 1 else mask.repeat(1, 1, groups, 1)
             shared = q.to(self.past.dtype).unflatten(0, (prompts, width)).unflatten(2, (-1, groups))
             shared = shared.permute(0, 2, 3, 1, 4).flatten(2, 3)  # (P, kv heads, groups * branches, d)
             out = F.scaled_dot_product_attention(shared, keys, values, mask, scale=scale)
@@ -222,7 +227,8 @@ class TrunkTree:
     def prefill(self) -> Tensor:
         return self.rows.prefill()
 
-    def branch(self, prompts: Tensor, parent: Tensor) -> None:
+    def branch(self, prompts: Tensor | None, parent: Tensor) -> None:
+        prompts = torch.arange(len(parent), device=parent.device) if prompts is None else prompts
         self.rows.keep((prompts[:, None] * self.width + parent).flatten())
         self.width = parent.shape[1]
 

@@ -152,9 +152,14 @@ def _search(
     else:
         tree = TrunkTree(model.lm, prompts, generator.pad)
     luck = None if seeds is None else [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    beams, grow = _Beams(rooms, n), _Growth(laid, generator.ends.cpu().numpy(), temperature, luck, judged)
+    ending = generator.ends.tolist()
+    ends = np.zeros(max([laid.vocabulary, *(token + 1 for token in ending)]), bool)
+    ends[ending] = True
+    beams, grow = _Beams(rooms, n), _Growth(laid, ends, temperature, luck, judged)
     found: list[list[Proposal]] = [[] for _ in prompts]
-    with torch.inference_mode(laid.lean is not None), torch.no_grad(), laid.trunk:
+    # Of what is no beam, or can never come, numbers are infinite.
+    infinite = np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore")
+    with torch.inference_mode(laid.lean is not None), torch.no_grad(), laid.trunk, infinite:
         hidden = tree.prefill()
         for t in range(longest + 1):
             parent = grow(beams, hidden, t)
@@ -163,18 +168,21 @@ def _search(
                 found[beams.of[row]] = beams.proposals(row, judged)
             if done.all():
                 break
-            stay = staying(torch.from_numpy(done))
-            beams.keep(stay.numpy())
+            stay = None
+            if done.any():
+                stay = staying(torch.from_numpy(done))
+                beams.keep(stay.numpy())
+                parent, stay = parent[stay.numpy()], stay.to(device)
             width = beams.width
-            tree.branch(stay.to(device), torch.from_numpy(parent[stay.numpy(), :width]).to(device))
+            tree.branch(stay, torch.from_numpy(parent[:, :width]).to(device))
             hidden = tree.step(torch.from_numpy(beams.said[:, :width, t]).to(device))
     return found
 
 
 @dataclass(frozen=True)
 class _Growth:
-    """A step of the search. ends: tokens that end an utterance. luck: where each prompt's draws come from, None for a
-    beam search. judged: whether to read the critics' values."""
+    """A step of the search. ends (V): whether a token ends an utterance. luck: where each prompt's draws come from,
+    None for a beam search. judged: whether to read the critics' values."""
 
     laid: Laid
     ends: np.ndarray
@@ -196,7 +204,7 @@ class _Growth:
         rest = np.where(beams.state == OPEN, -np.inf, beams.value), beams.mass, beams.logp
         pool, mass, logp = (np.concatenate(pair, 1) for pair in zip(grown, rest, strict=True))
         place = np.argsort(-pool, 1, kind="stable")[:, :n]
-        ended = np.isin(token, self.ends)
+        ended = self.ends[token]
         goes = np.zeros(pool.shape, bool)
         goes[:, :count] = ~ended & (t + 1 < beams.rooms[:, None])
         goes &= pool > -np.inf
@@ -240,10 +248,9 @@ class _Growth:
         before = beams.value[:, :width, None]
         value = before + more_mass
         if self.luck is not None:
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
-                first = np.exp(beams.mass[:, :width, None] - before)
-                late = race[..., :1] - race  # in units of the beam's own rate
-                value = np.minimum(beams.mass[:, :width, None] - np.log(late + first), before)
+            first = np.exp(beams.mass[:, :width, None] - before)
+            late = race[..., :1] - race  # in units of the beam's own rate
+            value = np.minimum(beams.mass[:, :width, None] - np.log(late + first), before)
             value[..., 0] = before[..., 0]
         value[~goes] = -np.inf
         grown = value, beams.mass[:, :width, None] + more_mass, beams.logp[:, :width, None] + more_logp
