@@ -7,6 +7,7 @@ anything is timed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -58,6 +59,12 @@ class Repliers:
 
 
 def measure(pairs: int, only: str = "", quick: bool = False) -> Section:
+    with warnings.catch_warnings():  # that no reply ends is meant here
+        warnings.filterwarnings("ignore", "a proposal did not end|no candidate ended")
+        return _measure(pairs, only, quick)
+
+
+def _measure(pairs: int, only: str, quick: bool) -> Section:
     section = Section("candidates", "Candidates")
     shapes = {"first": (TINY, 8)} if quick else {"first": (LARGE, NEW), "third": (SMALL, NEW)}
     for place, (shape, new) in shapes.items():
@@ -71,17 +78,21 @@ def measure(pairs: int, only: str = "", quick: bool = False) -> Section:
             for run in runs.values():
                 run()  # lays the weights out
             seconds = times(runs, pairs, {name: clock(run) for name, run in runs.items()})
-            cost = speedup(seconds[ONE], seconds[AMONG])
-            section.figures[f"candidates/{place}/{rows}"] = cost
-            section.rows.append(
-                {
-                    "replies": f"{shape.layers} x {shape.width}, V {shape.vocabulary:,}",
-                    "dialogues": str(rows),
-                    **{f"{name}, seconds": f"{spread(each).value:.3g}" for name, each in seconds.items()},
-                    "times one reply": f"{cost.value:.2f} [{cost.low:.2f}, {cost.high:.2f}]",
-                }
-            )
+            section.rows.append(line(section, place, repliers, seconds))
     section.notes.append(
         "In fp32, sampled. Candidates are sampled without replacement and judged by critics of utterances."
     )
     return section
+
+
+def line(section: Section, place: str, repliers: Repliers, seconds: dict[str, list[float]]) -> dict[str, str]:
+    """A row of the table; notes the figure that a goal is judged by."""
+    shape, dialogues = repliers.shape, len(repliers.prompts)
+    cost = speedup(seconds[ONE], seconds[AMONG])
+    section.figures[f"candidates/{place}/{dialogues}"] = cost
+    return {
+        "replies": f"{shape.layers} x {shape.width}, V {shape.vocabulary:,}",
+        "dialogues": str(dialogues),
+        **{f"{name}, seconds": f"{spread(each).value:.3g}" for name, each in seconds.items()},
+        "times one reply": f"{cost.value:.2f} [{cost.low:.2f}, {cost.high:.2f}]",
+    }

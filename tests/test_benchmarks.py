@@ -13,6 +13,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     build,
     cache,
+    candidates,
     dataset,
     decode,
     flop,
@@ -30,6 +31,7 @@ from benchmarks.pairs import Disagreement, Measured
 from benchmarks.report import Section
 from benchmarks.shapes import TINY, Shape, dialogues, make
 from ilql.algos import ilql
+from ilql.closed import values
 from ilql.data import Batch, collate
 from ilql.losses import expectile
 from ilql.schema import validate
@@ -48,6 +50,15 @@ def test_a_quick_run_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(section["rows"] for section in report["sections"].values())
     assert report["goals"] == []  # tiny shapes are no measure of anything
     assert "| trlx style " in capsys.readouterr().out
+
+
+def test_candidates_that_are_judged_wrong_stop_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    repliers = candidates.Repliers(TINY, 8, 2)
+    repliers.check()
+    assert [len(reply) for run in repliers.runs().values() for reply in run()] == [8] * 4  # type: ignore[attr-defined]
+    monkeypatch.setattr(candidates, "values", lambda *given: [1.01 * q + 0.01 for q in values(*given)])
+    with pytest.raises(Disagreement, match="q is"):
+        repliers.check()
 
 
 # ---- nothing is timed that disagrees ---------------------------------------------------------------------------------
@@ -313,6 +324,9 @@ def test_every_figure_of_a_goal_is_measured_by_some_section(tmp_path: Path) -> N
     decoders = decode.Decoders(TINY, 8)
     for place in decode.shapes(quick=False):
         decode.lines(section, place, decoders, {kind: [1.0] for kind in KINDS}, True)
+        for count in (1, candidates.COUNT):
+            repliers = candidates.Repliers(TINY, 8, count)
+            candidates.line(section, place, repliers, {kind: [1.0] for kind in (candidates.ONE, candidates.AMONG)})
     memory_probe = {"base": 1, "peak": 3, "own": 2}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "probe", lambda **_: memory_probe)
