@@ -24,6 +24,7 @@ from ilql.algos import ilql
 from ilql.learner import Learner
 from ilql.optim import OptimConfig, adamw
 from ilql.replay import Decisions
+from ilql.rows import Rows
 from ilql.states import FORM
 
 FP32, BF16 = "ours from stored h_t, fp32", "ours from stored h_t, bf16"
@@ -62,7 +63,7 @@ class Cached:
         return Decisions(
             [opened],
             "train",
-            rows,
+            Rows(data),
             None,
             gamma=self.cfg.gamma,
             reward_scale=1.0,
