@@ -69,6 +69,7 @@ class TrainConfig:
             ("seed", self.seed, 0),
             ("threads", 1 if self.threads is None else self.threads, 1),
             ("batch.accumulate", self.batch.accumulate, 1),
+            ("batch.passes", self.batch.passes, 1),
             ("batch.tokens", self.batch.tokens, 1),
             ("batch.dialogues", 1 if self.batch.dialogues is None else self.batch.dialogues, 1),
             ("batch.decisions", self.batch.decisions, 1),

@@ -232,7 +232,7 @@ def _arrange(
     which: list[Sequence[int]] = []
     if "validation" in rows:
         # A seed and epoch of its own: the same batches at every validation, whatever the run's seed.
-        order = Order(rows["validation"].lengths, batching, 0, rank, world)
+        order = Order(rows["validation"].lengths, replace(batching, passes=1), 0, rank, world)
         which = order.batches(0)[: math.ceil(cfg.log.validation_batches / world)]
     return {
         "rows": train,

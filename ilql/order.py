@@ -19,13 +19,15 @@ class BatchConfig:
 
     dialogues: a fixed number in a micro-batch; None fills each with up to `tokens` tokens (at least one dialogue).
     decisions: of a micro-batch from a cache, which is shuffled over decisions and knows no dialogues.
-    accumulate: micro-batches an optimizer step and process. workers: processes that collate ahead.
+    accumulate: micro-batches an optimizer step and process. passes: optimizer steps in a row on the same of them.
+    workers: processes that collate ahead.
     """
 
     dialogues: int | None = None
     tokens: int = 8192
     decisions: int = 1024
     accumulate: int = 1
+    passes: int = 1
     workers: int = 0
 
 
@@ -39,7 +41,8 @@ class Order:
 
     lengths (rows): tokens a row. weight (rows): passes over the row an epoch. Batches by token budget are made of rows
     of like length, from a shuffle within large groups, so that attention has little to pad; their order is shuffled.
-    Every process gets the same number of batches; the few left over at an epoch's end wait for another epoch.
+    Every process gets the same number of batches; the few left over at an epoch's end wait for another epoch. With
+    several passes the batches of an optimizer step come again and again, and an epoch is of whole steps.
     """
 
     GROUP = 64  # batches whose rows are sorted by length together
@@ -72,7 +75,17 @@ class Order:
             out = [[int(rng.integers(len(self.lengths)))]]
         while len(out) < self.world:  # fewer batches than processes: each still gets one
             out = out + out
-        return out[: len(out) // self.world * self.world][self.rank :: self.world]
+        return self._again(out[: len(out) // self.world * self.world][self.rank :: self.world])
+
+    def _again(self, mine: list[Sequence[int]]) -> list[Sequence[int]]:
+        """Each optimizer step's batches as often as there are passes; a step must not reach into the next epoch."""
+        size, passes = self.cfg.accumulate, self.cfg.passes
+        if passes == 1:
+            return mine
+        while len(mine) < size:  # an epoch shorter than a step
+            mine = mine + mine
+        steps = [mine[i : i + size] for i in range(0, len(mine) - size + 1, size)]
+        return [batch for step in steps for _ in range(passes) for batch in step]
 
     def _by_budget(self, rows: np.ndarray) -> list[list[int]]:
         budget = self.cfg.tokens

@@ -148,6 +148,7 @@ def test_history_is_full_or_a_number(base: Path, tmp_path: Path, text: str, expe
         (["--log.model", "best"], ["log.validate_every"]),
         (["--log.model", "worst"], ["'log.model'", "worst"]),
         (["--batch.accumulate", "0"], ["batch.accumulate"]),
+        (["--batch.passes", "0"], ["batch.passes"]),
         (["--data.weights", "1", "2"], ["data.weights"]),
         (["--data.weights", "0"], ["data.weights", "above 0"]),
         (["--data.weights", ".nan"], ["data.weights", "above 0"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -275,3 +276,19 @@ def test_weights_are_passes_an_epoch():
     assert seen[:100].sum() == 0
     assert (seen[100:150] == 2).all()
     assert 10 <= seen[150:].sum() <= 40
+
+
+def test_passes_repeat_the_batches_of_a_step():
+    """9 batches of 7 rows for each of 3 processes, 2 a step: 4 whole steps an epoch, each taken three times."""
+    plain = BatchConfig(dialogues=7, accumulate=2)
+    for rank in range(3):
+        once = Order(lengths(), plain, seed=5, rank=rank, world=3).batches(1)
+        again = Order(lengths(), replace(plain, passes=3), seed=5, rank=rank, world=3).batches(1)
+        steps = [[list(b) for b in once[i : i + 2]] for i in range(0, 8, 2)]
+        assert len(once) == 9
+        assert [list(b) for b in again] == [b for step in steps for _ in range(3) for b in step]
+
+
+def test_passes_over_an_epoch_shorter_than_a_step():
+    batches = Order(np.full(3, 5), BatchConfig(dialogues=3, accumulate=4, passes=2), seed=0).batches(0)
+    assert [sorted(b) for b in batches] == [[0, 1, 2]] * 8

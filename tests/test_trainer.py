@@ -257,6 +257,38 @@ def test_a_stopped_run_goes_on_to_the_bit(data: Path, tmp_path: Path, monkeypatc
     assert timing == [3, 6, 9]
 
 
+@pytest.mark.parametrize("step", [2, 4, 7])
+def test_a_run_stopped_within_a_pass_goes_on_to_the_bit(
+    data: Path, tmp_path: Path, monkeypatch: Any, step: int
+) -> None:
+    """3 steps an epoch, each taken twice: after 2 (between passes 2), after 4 and 6 steps checkpoints."""
+    options = {**LONG, "batch": {**LONG["batch"], "passes": 2}}
+    whole = train(config(data, tmp_path / "whole", **options))
+    cfg = config(data, tmp_path / "part", **options)
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        with pytest.raises(KeyboardInterrupt):
+            train(cfg)
+    train(cfg, resume=True)
+    same(whole, tmp_path / "part")
+    once = train(config(data, tmp_path / "once", **LONG))
+    assert (once / "metrics.jsonl").read_bytes() != (whole / "metrics.jsonl").read_bytes()
+
+
+def test_every_pass_learns_from_the_same_dialogues(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    seen: list[list[tuple[str, ...]]] = []
+    real = Run.step
+
+    def told(self: Run, window: Any) -> float:
+        seen.append([tuple(batch.ids) for batch in window])
+        return real(self, window)
+
+    monkeypatch.setattr(Run, "step", told)
+    train(config(data, tmp_path / "run", steps=6, batch={"dialogues": 4, "accumulate": 2, "passes": 3}))
+    assert seen[0] == seen[1] == seen[2] != seen[3]
+    assert seen[3] == seen[4] == seen[5]
+
+
 def test_a_damaged_checkpoint_is_passed_over(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
