@@ -53,7 +53,8 @@ def _train(argv: list[str]) -> int:
     import torch.distributed
 
     from ilql import seeds
-    from ilql.trainer import TrainingError, train
+    from ilql.progress import TrainingError
+    from ilql.trainer import train
 
     try:
         if several is None:

@@ -1,9 +1,5 @@
-"""The training loop. Decision: we count ourselves. The micro-batches of an optimizer step are collated first, their
-decisions (N) and action tokens (M) are counted over all processes, and every loss vector's sum is divided by that
-global count; so the gradient does not depend on how a step is split into micro-batches or processes.
-
-Everything that a step depends on is in `Progress`, the weights, the optimizer and the random states: a run that was
-killed goes on bit by bit as if it had not been.
+"""The training loop. Decision: everything that a step depends on is in `Progress`, the weights, the optimizer and the
+random states; so a run that was killed goes on bit by bit as if it had not been.
 """
 
 from __future__ import annotations
@@ -11,52 +7,28 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Generator, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ilql import checkpoint, diagnostics, runfolder, warmstart
-from ilql.algos import ALGOS
 from ilql.compiled import compile_blocks
 from ilql.config import TrainConfig
 from ilql.data import Batch
 from ilql.feed import Feed, read
 from ilql.initial import make_model
 from ilql.launch import say, start
-from ilql.learner import Learner
 from ilql.model import ILQLModel
-from ilql.optim import adamw, learning_rate
+from ilql.optim import learning_rate
+from ilql.progress import Progress, TrainingError, due
 from ilql.runlog import RunLog
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the weights are those of the last whole step. The text says why and what to try."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands, JSON-able. step: optimizer steps done. epoch, batch: the next micro-batch of this order.
-
-    sums, rows: metrics since the last row of the log. values: the number of decisions and their `diagnostics.sums`
-    since then. best: step and validation total of the best checkpoint. reports: the last value of each metric.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    rows: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    values: list[float] = field(default_factory=list)
-    best: dict[str, float] | None = None
-    reports: dict[str, float] = field(default_factory=dict)
+from ilql.stepper import Gradient, Stepper
 
 
 def train(cfg: TrainConfig, *, resume: bool = False, allow_inexact: bool = False) -> Path:
@@ -103,16 +75,11 @@ class Run:
 
     def __init__(self, cfg: TrainConfig, accelerator: Accelerator, feed: Feed, model: ILQLModel) -> None:
         self.cfg, self.accelerator, self.feed, self.model = cfg, accelerator, feed, model
-        self.algo = ALGOS[cfg.algo]
         self.folder = Path(cfg.output)
         self.main = accelerator.is_main_process
         if cfg.compile:
             compile_blocks(model)
-        self.unwrapped = Learner(model, self.algo, cfg.hyper)
-        self.learner = accelerator.prepare(self.unwrapped)
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = adamw(cfg.optim, self.parameters)
-        self.dtype = next(model.parameters()).dtype
+        self.stepper = Stepper(cfg, accelerator, model, feed.most)
         self.progress = Progress()
         self.counted = [0.0] * 5  # tokens, decisions, `diagnostics.work` since the last row, for the timing only
         self.norms: dict[str, float] = {}  # of the gradient's parts, where a row is due
@@ -140,7 +107,7 @@ class Run:
                 bar.set_postfix(loss=f"{total:.4g}", refresh=False)
                 last = progress.step == cfg.steps
                 improved = self.report(log, last)
-                if improved or last or _due(progress.step, cfg.log.checkpoint_every):
+                if improved or last or due(progress.step, cfg.log.checkpoint_every):
                     self.save(log)
         finally:
             stream.close()
@@ -166,89 +133,30 @@ class Run:
                 yield batch
             progress.epoch, progress.batch = progress.epoch + 1, 0
 
-    def losses(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The unreduced loss vectors of a batch."""
-        with self.autocast():
-            return module(batch.to(self.accelerator.device, self.dtype))  # type: ignore[no-any-return]
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.cfg.bf16)
-
-    def reduce(self, values: list[float] | Tensor) -> list[float]:
-        """Sum numbers over all processes."""
-        tensor = torch.as_tensor(values, dtype=torch.float64, device=self.accelerator.device)
-        return self.accelerator.reduce(tensor, reduction="sum").tolist()  # type: ignore[no-any-return, union-attr]
-
     def step(self, window: list[Batch]) -> float:
         """One optimizer step on a window of micro-batches; returns the total loss. Raises TrainingError before the
         weights move if a loss or the gradient is not finite."""
-        cfg, accelerator = self.cfg, self.accelerator
-        counts = [(b.n, b.m, b.size, *diagnostics.work(self.model, b)) for b in window]
-        n, m, tokens, *work = self.reduce([float(sum(column)) for column in zip(*counts, strict=True)])
-        self.learner.train()
-        terms: list[dict[str, Tensor]] = []
-        read: list[Tensor] = []
-        for i, batch in enumerate(window):
-            # Gradients travel between processes once a step, with the last micro-batch.
-            quiet = accelerator.no_sync(self.learner) if i + 1 < len(window) else nullcontext()
-            with quiet:
-                parts = self.weighted(self.losses(self.learner, batch), n, m)
-                read.append(diagnostics.sums(self.unwrapped.take(), self.feed.most))
-                # DDP averages the gradients; the counts are global, so the sum is wanted.
-                accelerator.backward(torch.stack(list(parts.values())).sum() * accelerator.num_processes)
-            terms.append({name: part.detach().double() for name, part in parts.items()})
-        names = list(terms[0])
-        sums = torch.stack([torch.stack([t[k] for k in names]) for t in terms]).sum(0)
-        both = self.reduce(torch.cat([sums, torch.stack(read).sum(0)]))
-        values, seen = both[: len(names)], both[len(names) :]
-        metrics = dict(zip(names, values, strict=True))
-        metrics["total"] = math.fsum(values)
-        self.norms = diagnostics.gradient_norms(self.parameters) if self.row_due(self.progress.step + 1) else {}
-        metrics["grad_norm"] = self.clip()
-        if not all(map(math.isfinite, metrics.values())):
-            self.stop(window, terms, metrics)
-        rate = learning_rate(cfg.optim, self.progress.step, cfg.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.algo.CRITIC:
-            self.model.update_targets(cfg.hyper.polyak)
-        self.progress.step += 1
-        self.progress.rows += 1
-        for name, value in metrics.items():
-            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
-        if seen:
-            before = self.progress.values
-            if len(before) != 1 + len(seen):  # none yet, or those of a checkpoint that counted others
-                before = [0.0] * (1 + len(seen))
-            self.progress.values = [a + b for a, b in zip(before, [n, *seen], strict=True)]
-        self.counted = [a + b for a, b in zip(self.counted, [tokens, n, *work], strict=True)]
-        return metrics["total"]
+        step = self.progress.step
+        found = self.stepper.gradient(window, first=step == 0, norms=self.rowdue(step + 1))
+        if not found.finite:
+            self.stop(window, found)
+        self.stepper.move(step)
+        self.norms = found.norms
+        self.progress.count(found.metrics, found.decisions, found.seen)
+        counts = [found.tokens, found.decisions, *found.work]
+        self.counted = [a + b for a, b in zip(self.counted, counts, strict=True)]
+        return found.metrics["total"]
 
-    def weighted(self, vectors: Mapping[str, Tensor], n: float, m: float) -> dict[str, Tensor]:
-        """Each vector's share in the window's mean: its sum over the global count of tokens or decisions."""
-        return {k: x.sum() / max(1.0, m if k in self.algo.PER_TOKEN else n) for k, x in vectors.items()}
-
-    def clip(self) -> float:
-        """Clip the gradient; returns its norm before that."""
-        if self.accelerator.num_processes > 1 and self.progress.step == 0:
-            unused = [name for name, p in self.parameters.items() if p.grad is None]
-            if unused:  # DDP would leave the first step's gradients unaveraged without a word
-                raise RuntimeError(f"{self.cfg.algo} does not train {unused[0]}; freeze it")
-        most = math.inf if self.cfg.optim.clip is None else self.cfg.optim.clip
-        return float(self.accelerator.clip_grad_norm_(self.parameters.values(), most))  # type: ignore[arg-type]
-
-    def stop(self, window: list[Batch], terms: list[dict[str, Tensor]], metrics: Mapping[str, float]) -> None:
+    def stop(self, window: list[Batch], found: Gradient) -> None:
         """Raise TrainingError that names the dialogues of the micro-batches at fault."""
-        bad = [b.ids for b, t in zip(window, terms, strict=True) if not all(x.isfinite() for x in t.values())]
-        found = gather_object([i for ids in bad for i in ids])
-        ids = found or gather_object([i for b in window for i in b.ids])
-        self.optimizer.zero_grad(set_to_none=True)
-        name = next(k for k, v in metrics.items() if k != "total" and not math.isfinite(v))
+        bad = [b.ids for b, t in zip(window, found.terms, strict=True) if not all(x.isfinite() for x in t.values())]
+        named = gather_object([i for ids in bad for i in ids])
+        ids = named or gather_object([i for b in window for i in b.ids])
+        self.stepper.forget()
+        name = next(k for k, v in found.metrics.items() if k != "total" and not math.isfinite(v))
         more = f" and {len(ids) - 20} more" if len(ids) > 20 else ""
         raise TrainingError(
-            f"step {self.progress.step}: {name} is {metrics[name]} on dialogues {', '.join(ids[:20])}{more}; the "
+            f"step {self.progress.step}: {name} is {found.metrics[name]} on dialogues {', '.join(ids[:20])}{more}; the "
             "weights are as before this step: look at these dialogues' rewards, or lower optim.lr or data.reward_scale"
         )
 
@@ -258,16 +166,17 @@ class Run:
         """Write the rows that are due after a step; returns whether the validation total is the best so far."""
         cfg, progress = self.cfg, self.progress
         row: dict[str, float | int] = {}
-        if self.row_due(progress.step):
+        if self.rowdue(progress.step):
             row = {"step": progress.step, "epoch": progress.epoch}
             row["lr"] = learning_rate(cfg.optim, progress.step - 1, cfg.steps)
-            row |= {name: value / progress.rows for name, value in progress.sums.items()}
+            row |= progress.means()
             row |= self.norms | diagnostics.metrics(progress.values, len(self.model.q))
             tokens, decisions, *work = self.counted
             log.timing(progress.step, tokens, decisions, diagnostics.shares(*work))
-            progress.sums, progress.values, progress.rows, self.counted = {}, [], 0, [0.0] * 5
+            progress.begin_row()
+            self.counted = [0.0] * 5
         improved = False
-        if cfg.log.validate_every and (last or _due(progress.step, cfg.log.validate_every)):
+        if cfg.log.validate_every and (last or due(progress.step, cfg.log.validate_every)):
             found = self.validate()
             row = {"step": progress.step, "epoch": progress.epoch} | row | found
             total = found["validation/total"]
@@ -280,8 +189,8 @@ class Run:
             self.doubt(row)
         return improved
 
-    def row_due(self, step: int) -> bool:
-        return step == self.cfg.steps or _due(step, self.cfg.log.every)
+    def rowdue(self, step: int) -> bool:
+        return step == self.cfg.steps or due(step, self.cfg.log.every)
 
     def doubt(self, row: Mapping[str, float]) -> None:
         """Say once what a row gives cause to doubt; not in the first fifth of the steps, when values are fresh."""
@@ -294,11 +203,11 @@ class Run:
     def validate(self) -> dict[str, float]:
         """The means of the loss vectors over the fixed validation set, and what `diagnostics` says of the values."""
         device = self.accelerator.device
-        batches = (batch.to(device, self.dtype) for batch in self.feed.validation)
-        found = diagnostics.survey(self.unwrapped, batches, self.autocast)
-        *values, n, m = self.reduce([*found.sums.values(), float(found.n), float(found.m)])
+        batches = (batch.to(device, self.stepper.dtype) for batch in self.feed.validation)
+        found = diagnostics.survey(self.stepper.unwrapped, batches, self.stepper.autocast)
+        *values, n, m = self.stepper.reduce([*found.sums.values(), float(found.n), float(found.m)])
         whole = diagnostics.Survey(dict(zip(found.sums, values, strict=True)), int(n), int(m))
-        means = whole.means(self.algo.PER_TOKEN)
+        means = whole.means(self.stepper.algo.PER_TOKEN)
         columns = diagnostics.join(gather_object([found.columns]))
         out = means | {"total": math.fsum(means.values())}
         if not math.isfinite(out["total"]):
@@ -315,12 +224,11 @@ class Run:
         states = gather_object([checkpoint.random_states()])  # one for each process
         if self.main:
             progress = asdict(self.progress)
-            names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
             checkpoint.save(
                 self.folder / "checkpoints" / f"step-{self.progress.step}",
                 {
                     "model": checkpoint.model_tensors(self.model),
-                    "optimizer": checkpoint.optimizer_tensors(self.optimizer, names),
+                    "optimizer": checkpoint.optimizer_tensors(self.stepper.optimizer, self.stepper.names),
                 },
                 {
                     "trainer": {"progress": progress, "logs": log.positions(), "environment": self.environment},
@@ -354,8 +262,7 @@ class Run:
         if inexact:
             self.say(f"not bit-identical to an uninterrupted run: {inexact}")
         checkpoint.load_model(self.model, tensors["model"])
-        names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
-        checkpoint.load_optimizer(self.optimizer, names, tensors["optimizer"])
+        checkpoint.load_optimizer(self.stepper.optimizer, self.stepper.names, tensors["optimizer"])
         self.progress = Progress(**trainer["progress"])
         self.positions = trainer["logs"]
         states = documents["random"]
@@ -374,7 +281,3 @@ class Run:
             checkpoint.load_model(self.model, tensors["model"])
             reports = dict(best)
         runfolder.export(self.cfg, self.model, self.feed.encoder.tokenizer, self.feed.manifests, reports)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

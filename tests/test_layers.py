@@ -76,6 +76,8 @@ ORDER = (
     "ilql.launch",
     "ilql.feed",
     "ilql.initial",
+    "ilql.progress",
+    "ilql.stepper",
     "ilql.trainer",
     "ilql.seeds",
     "ilql.decode",

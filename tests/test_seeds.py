@@ -9,7 +9,7 @@ import yaml
 
 from ilql import cli, seeds, trainer
 from ilql.config import dump
-from ilql.trainer import TrainingError
+from ilql.progress import TrainingError
 from ilql.types import InputError
 from tests import tiny
 

@@ -25,12 +25,14 @@ from datasets_prep.encode import Encoder
 from ilql import checkpoint, runfolder, warmstart
 from ilql.config import TrainConfig, dump
 from ilql.feed import read
+from ilql.initial import make_model
 from ilql.launch import start
 from ilql.learner import Out
 from ilql.model import ILQLModel
+from ilql.progress import TrainingError
 from ilql.rows import Rows
 from ilql.schema import sha256
-from ilql.trainer import Run, TrainingError, make_model, train
+from ilql.trainer import Run, train
 from ilql.types import InputError
 from tests.tiny import config, dataset, write_rows
 
@@ -133,7 +135,7 @@ def test_validation_is_without_dropout_and_draws_nothing(data: Path, tmp_path: P
     first = run.validate()
     assert run.validate() == first
     assert torch.equal(torch.get_rng_state(), before)
-    assert run.learner.training
+    assert run.stepper.learner.training
 
 
 def test_a_row_is_the_mean_since_the_last_row(data: Path, tmp_path: Path) -> None:
@@ -332,7 +334,7 @@ def test_kill_9_and_resume(data: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(path), "--resume"]
     log = tmp_path / "part" / "metrics.jsonl"
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        for _ in range(2000):
+        for _ in range(12_000):
             if log.exists() and log.read_bytes().count(b"\n") >= 20:
                 break
             time.sleep(0.01)
