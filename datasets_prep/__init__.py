@@ -17,6 +17,7 @@ from datasets_prep import (
     recall,
     reddit,
     taskmaster,
+    visdial,
     wordle,
 )
 
@@ -32,5 +33,6 @@ CORPORA = {
     "recall": recall,
     "reddit": reddit,
     "taskmaster": taskmaster,
+    "visdial": visdial,
     "wordle": wordle,
 }

@@ -32,6 +32,7 @@ LOOKS = {
     "deal_or_no_deal": rb"\A(?:\d+ ){6}(?:YOU|THEM): |\A<input> \d+ ",
     "reddit": rb'\A\s*\{.*"comments"\s*:',
     "taskmaster": rb'\A\s*\[.*"generation"\s*:',
+    "visdial": rb'\A\s*(?:\[.*"image_id"\s*:|\{.*"data"\s*:\s*\{\s*"(?:questions|answers|dialogs)"\s*:)',
 }
 
 

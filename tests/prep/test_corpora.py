@@ -17,7 +17,7 @@ from datasets_prep.split import group
 from datasets_prep.tokenizer import train
 from ilql import schema
 from ilql.types import Episode, InputError
-from tests.prep import test_casino, test_craigslist, test_deal_or_no_deal, test_reddit, test_taskmaster
+from tests.prep import test_casino, test_craigslist, test_deal_or_no_deal, test_reddit, test_taskmaster, test_visdial
 from tests.prep.test_files import PACKERS
 
 SAMPLES = {
@@ -27,6 +27,7 @@ SAMPLES = {
     "deal_or_no_deal": f"{test_deal_or_no_deal.DEAL}\n{test_deal_or_no_deal.OTHER}\n",
     "reddit": json.dumps(test_reddit.GOOD),
     "taskmaster": json.dumps(test_taskmaster.CONVERSATION),
+    "visdial": json.dumps([test_visdial.BUS, test_visdial.CAT]),
 }
 # What costs one record, written behind a sample's: its field and its line.
 FAULTS = {
@@ -44,6 +45,7 @@ FAULTS = {
         2,
     ),
     "taskmaster": (', {"conversation_id": "x", "context": "[]", "generation": "{}", "reward": "up"}]', "[4].reward", 1),
+    "visdial": (', {"image_id": 9, "caption": "a dog", "dialog": []}]', "[2].dialog", 1),
 }
 SEED = 1000  # one of random walks in which every node leads to the goal
 SMALL = {"dialogues": 6, "games": 6, "walks": 6}  # of those that are generated

@@ -120,6 +120,11 @@ BEGINNINGS = {
     "deal_or_no_deal": ("1 4 4 1 1 2 THEM: i would like", "1 4 4 1 1 2 YOU: hi", "<input> 1 4 4 1 1 2 </input>"),
     "reddit": (json.dumps({"id": "t3_x", "title": 'my "messages": x', "comments": []}),),
     "taskmaster": ('[\n    {\n        "conversation_id": "dlg-1", "context": "[]", "generation": "{}"}]',),
+    "visdial": (
+        '[{"split": "train", "image_id": 1, "caption": "a \\"chat_logs\\": x", "dialog": []}]',
+        '{"version": "1.0", "split": "val", "data": {"questions": ["is it \\"messages\\": x"]',
+        '{\n "data" : {\n  "dialogs": [{"caption": "a bus"}]}}',
+    ),
 }
 
 
