@@ -5,12 +5,10 @@ written beside its final place and appears there whole, or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,7 +27,7 @@ from datasets_prep.rejects import Reject
 from datasets_prep.talks import Talks
 from datasets_prep.work import Source, Task, all_done, calm
 from datasets_prep.write import SplitWriter
-from ilql import schema
+from ilql import atomic, schema
 from ilql.types import PARTNER, InputError, Turn
 
 
@@ -58,20 +56,19 @@ def build(options: Options) -> dict[str, Any]:
     _refuse(options)
     output = options.output
     made = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.parent))
     try:
-        manifest = _fill(part, options)
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o777 & ~mask)
-        part.replace(output)
+        # What is written is about as large as what was read, unless that was compressed.
+        with atomic.folder(output, sum(map(_size, options.inputs))) as part:
+            return _fill(part, options)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
         for folder in made:
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                folder.rmdir()
         raise
-    return manifest
+
+
+def _size(path: Path) -> int:
+    return sum(p.stat().st_size for p in _files(path)) if path.is_dir() else path.stat().st_size
 
 
 def _refuse(options: Options) -> None:

@@ -10,7 +10,6 @@ where its lowest blocks are.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ilql import __version__, checkpoint, frozen
+from ilql import __version__, atomic, frozen
 from ilql.columns import Column, Kinds, Writer, read, row_bytes
 from ilql.model import ILQLModel
 from ilql.rows import Rows
@@ -103,8 +102,7 @@ def write(
     """
     width = int(model.config.get_text_config().hidden_size)
     model.eval()
-    temporary = checkpoint.make_temporary(folder, total_bytes(form, counts, dtype, width) + (1 << 20))
-    try:
+    with atomic.folder(folder, total_bytes(form, counts, dtype, width) + (1 << 20)) as temporary:
         for split in counts:
             rows = Rows(dataset, split)
             with ExitStack() as stack:
@@ -123,10 +121,6 @@ def write(
             "splits": counts,
         }
         _describe(temporary, about)
-        checkpoint.publish(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _describe(folder: Path, about: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -24,11 +23,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ilql import atomic
 from ilql.schema import sha256
 from ilql.types import InputError
 
 VERSION = 1
-TEMPORARY = ".tmp-"
 INVALID = "invalid-"
 _STEP = re.compile(r"step-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9_]+\.(safetensors|json)")
@@ -38,86 +37,28 @@ class Damaged(Exception):
     """A checkpoint folder that must not be loaded; the text says why."""
 
 
-def fsync(path: Path) -> None:
-    """Flush a file or a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file in one step: written beside, flushed, renamed."""
-    beside = path.with_name(f"{TEMPORARY}{path.name}")
-    with beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    fsync(path.parent)
-
-
-def publish(temporary: Path, final: Path) -> None:
-    """Flush a finished temporary folder and give it its name. What stood there before is removed after the exchange."""
-    for path in sorted(temporary.rglob("*")):
-        fsync(path)
-    fsync(temporary)
-    old = final.with_name(f"{TEMPORARY}old-{final.name}")
-    if final.exists():
-        final.rename(old)
-    temporary.rename(final)
-    fsync(final.parent)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written. Only the owner of the run's lock may call it."""
-    for path in folder.glob(f"{TEMPORARY}*"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def make_temporary(final: Path, size: int) -> Path:
-    """An empty folder beside `final` for about `size` bytes; InputError where the disk has no room for them."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(final.parent).free
-    if free < size:
-        raise InputError(f"{final} needs {size} bytes but the disk has {free} left; free some space, then use --resume")
-    temporary = final.with_name(f"{TEMPORARY}{final.name}")
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    temporary.mkdir()
-    return temporary
-
-
 def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]) -> None:
     """Write one checkpoint: `<name>.safetensors` for each of `tensors`, `<name>.json` for each of `documents`.
 
     On any failure nothing under the final name has changed, and the temporary folder is removed.
     """
     size = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
-    temporary = make_temporary(folder, size + (1 << 20))
-    try:
+    texts = {name: json.dumps(document, indent=1, allow_nan=False) + "\n" for name, document in documents.items()}
+    size += sum(map(len, texts.values())) + (1 << 16)
+    mend = f"{atomic.FREE}, then use --resume; earlier checkpoints are untouched"
+    with atomic.folder(folder, size, replace=True, mend=mend) as temporary:
         for name, group in tensors.items():
             save_file({k: t.detach().cpu().contiguous() for k, t in group.items()}, temporary / f"{name}.safetensors")
-        for name, document in documents.items():
-            text = json.dumps(document, indent=1, allow_nan=False)
-            (temporary / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        for name, text in texts.items():
+            (temporary / f"{name}.json").write_text(text, encoding="utf-8")
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(temporary.iterdir())}
         manifest = {"version": VERSION, "files": files}
-        manifest["digest"] = _digest(manifest)
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        publish(temporary, folder)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(f"{folder} cannot be written ({error}); earlier checkpoints are untouched") from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        (temporary / "manifest.json").write_text(_written(manifest), encoding="utf-8")
+
+
+def _written(manifest: Mapping[str, Any]) -> str:
+    """A manifest as the only text that `verify` takes for it, with its digest: a flipped bit of white space shows."""
+    return json.dumps({**manifest, "digest": _digest(manifest)}, indent=1) + "\n"
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -132,8 +73,9 @@ def verify(folder: Path) -> list[str]:
     if path.is_symlink() or not path.is_file():
         raise Damaged("manifest.json is missing")
     try:
-        manifest = json.loads(path.read_bytes())
-        if manifest["digest"] != _digest(manifest):
+        text = path.read_bytes()
+        manifest = json.loads(text)
+        if manifest["digest"] != _digest(manifest) or text != _written(manifest).encode():
             raise Damaged("manifest.json does not match its own digest")
         if manifest["version"] != VERSION:
             raise Damaged(f"version {manifest['version']!r}, but this package reads version {VERSION}")

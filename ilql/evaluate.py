@@ -22,7 +22,7 @@ import torch
 import transformers
 
 import ilql
-from ilql import decode, envs, ope
+from ilql import atomic, decode, envs, ope
 from ilql.command import Parser, guard
 from ilql.report import table, write_json
 from ilql.rollout import rollout, selfplay, to_log
@@ -276,9 +276,8 @@ def _make(folder: Path) -> None:
 
 
 def _write_transcripts(path: Path, episodes: Sequence[Episode]) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        for episode in episodes:
-            file.write(json.dumps(to_log(episode), ensure_ascii=False) + "\n")
+    lines = [json.dumps(to_log(episode), ensure_ascii=False) + "\n" for episode in episodes]
+    atomic.write_text(path, "".join(lines), new=True)
 
 
 def _parser() -> Parser:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ilql import atomic
 from ilql.command import Parser, guard
 from ilql.decode import load, quiet
 from ilql.types import InputError
@@ -20,9 +21,10 @@ def export(run: str | Path, out: str | Path) -> Path:
     model, encoder = load(run)
     lm = model.lm
     lm.generation_config = model.generation_config
-    with quiet():
-        lm.save_pretrained(out)
-    encoder.tokenizer.save_pretrained(out)
+    size = sum(p.numel() * p.element_size() for p in lm.parameters())
+    with atomic.folder(out, size + (1 << 22)) as temporary, quiet():
+        lm.save_pretrained(temporary)
+        encoder.tokenizer.save_pretrained(temporary)
     return out
 
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ilql import atomic
+
 _CHUNK = 2_000_000  # resampled indices held at a time
 
 
@@ -134,9 +136,8 @@ def _cell(value: Any) -> str:
 
 def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
     """Write a report as JSON with sorted keys; nan becomes null, an Interval an object. Never overwrites."""
-    with Path(path).open("x", encoding="utf-8") as file:
-        json.dump(_plain(data), file, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
+    text = json.dumps(_plain(data), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    atomic.write_text(Path(path), text + "\n", new=True)
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ilql import checkpoint
+from ilql import atomic
 from ilql.schema import SPLITS, read_manifest, sha256
 
 
@@ -25,8 +25,7 @@ def rewrite(
     """
     manifest = read_manifest(dataset)
     size = sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file())
-    temporary = checkpoint.make_temporary(folder, 2 * size + (1 << 20))
-    try:
+    with atomic.folder(folder, 2 * size + (1 << 20)) as temporary:
         shutil.copytree(dataset / "tokenizer", temporary / "tokenizer")
         files = dict(manifest["files"])
         done = dict.fromkeys(SPLITS, 0)
@@ -42,10 +41,6 @@ def rewrite(
             files[name] = {"sha256": sha256(to), "rows": count}
         text = json.dumps({**manifest, "files": files, **about}, indent=2, sort_keys=True)
         (temporary / "manifest.json").write_text(text + "\n", encoding="utf-8")
-        checkpoint.publish(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _copy(source: Path, to: Path, column: pa.Field, each: Sequence[Any]) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +16,7 @@ import accelerate
 import torch
 import transformers
 
-from ilql import checkpoint
+from ilql import atomic, checkpoint
 from ilql.algos import ALGOS, critic
 from ilql.config import TrainConfig, dump, flat, load_config
 from ilql.model import ILQLModel
@@ -40,9 +39,7 @@ def check(cfg: TrainConfig, resume: bool, allow_inexact: bool) -> bool:
     path = run / "config.yaml"
     if not path.is_file():
         # A run that was killed at its very beginning has no more than these.
-        if any(
-            p.name not in (".lock", "data.json") and not p.name.startswith(checkpoint.TEMPORARY) for p in run.iterdir()
-        ):
+        if any(p.name not in (".lock", "data.json") and not p.name.startswith(atomic.TEMPORARY) for p in run.iterdir()):
             raise InputError(f"{run} is not a run folder: it has no config.yaml; choose another --output")
         return False
     old, new = flat(load_config(["--config", str(path)])), flat(cfg)
@@ -76,8 +73,8 @@ def claim(run: Path, known: bool) -> IO[str]:
     if not known and (run / "config.yaml").exists():
         lock.close()
         raise InputError(f"the run folder {run} exists; choose another --output, or continue it with --resume")
-    checkpoint.sweep(run)
-    checkpoint.sweep(run / "checkpoints")
+    atomic.sweep(run)
+    atomic.sweep(run / "checkpoints")
     return lock
 
 
@@ -85,8 +82,8 @@ def describe(cfg: TrainConfig, manifests: Sequence[Mapping[str, Any]]) -> None:
     """Write config.yaml and data.json: the first dataset's manifest, with those of further ones as `others`."""
     run = Path(cfg.output)
     manifest = {**manifests[0], **({"others": manifests[1:]} if manifests[1:] else {})}
-    checkpoint.write_text(run / "data.json", json.dumps(manifest, indent=1) + "\n")
-    checkpoint.write_text(run / "config.yaml", dump(cfg))
+    atomic.write_text(run / "data.json", json.dumps(manifest, indent=1) + "\n")
+    atomic.write_text(run / "config.yaml", dump(cfg))
 
 
 def environment(processes: int, device: str, datasets: list[str]) -> dict[str, Any]:
@@ -124,15 +121,10 @@ def export(
     """Write `model/`: weights, tokenizer and the model card. facts: the metrics to report."""
     final = Path(cfg.output) / "model"
     size = sum(t.numel() * t.element_size() for t in checkpoint.model_tensors(model).values())
-    temporary = checkpoint.make_temporary(final, size + (1 << 22))
-    try:
+    with atomic.folder(final, size + (1 << 22), replace=True) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card(cfg, manifests, facts), encoding="utf-8")
-        checkpoint.publish(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def card(cfg: TrainConfig, manifests: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:

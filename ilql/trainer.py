@@ -17,7 +17,7 @@ from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ilql import checkpoint, diagnostics, runfolder, warmstart
+from ilql import atomic, checkpoint, diagnostics, runfolder, warmstart
 from ilql.compiled import compile_blocks
 from ilql.config import TrainConfig
 from ilql.data import Batch
@@ -242,7 +242,7 @@ class Run:
         """best.json, and only the checkpoints that are to be kept."""
         best = self.progress.best
         if best is not None:
-            checkpoint.write_text(self.folder / "best.json", json.dumps(best) + "\n")
+            atomic.write_text(self.folder / "best.json", json.dumps(best) + "\n")
         checkpoint.prune(self.folder / "checkpoints", self.cfg.log.keep, None if best is None else int(best["step"]))
 
     def restore(self, allow_inexact: bool) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GPT2Model
 
-from ilql import checkpoint, states
+from ilql import atomic, states
 from ilql.algos import ALGOS
 from ilql.annotate import cache
 from ilql.cached import open_cache
@@ -294,10 +294,10 @@ def test_a_broken_cache_is_refused(place: Place, tmp_path: Path) -> None:
     unlike = broken("unlike")
     manifest = json.loads((unlike / "manifest.json").read_bytes())
     manifest["width"] = 31
-    checkpoint.write_text(unlike / "manifest.json", json.dumps(manifest))
+    atomic.write_text(unlike / "manifest.json", json.dumps(manifest))
     refuse(unlike, r"hidden\.arrow cannot be read \(its columns are others\)")
     del manifest["splits"]["train"]
-    checkpoint.write_text(unlike / "manifest.json", json.dumps(manifest))
+    atomic.write_text(unlike / "manifest.json", json.dumps(manifest))
     refuse(unlike, r"unlike has no train split")
 
 

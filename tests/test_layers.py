@@ -27,6 +27,7 @@ ORDER = (
     "ilql.types",
     "ilql.command",
     "ilql.proposals",
+    "ilql.atomic",
     "ilql.schema",
     "ilql.rows",
     "ilql.columns",
@@ -98,7 +99,7 @@ ORDER = (
 # Narrower than the order: what these may import of ours.
 ONLY = dict.fromkeys(ENCODE, ("ilql.types", "ilql.schema", *ENCODE)) | {
     "ilql.envs": ("ilql.types",),
-    "datasets_prep": ("ilql.types", "ilql.schema", "ilql.envs", "datasets_prep", *ENCODE),
+    "datasets_prep": ("ilql.types", "ilql.atomic", "ilql.schema", "ilql.envs", "datasets_prep", *ENCODE),
 }
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
