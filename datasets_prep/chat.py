@@ -132,7 +132,7 @@ def _refuse(log: Log, agent_role: str) -> None:
     """Raise Reject for the first message at fault, or else for the dialogue's reward or tools."""
     for k, message in enumerate(log.messages):
         try:
-            _refuse_message(message, agent_role)
+            refuse_message(message, agent_role)
         except Reject as fault:
             raise Reject("", 0, f"{log.place(k)}.{fault.field}", fault.reason) from None
     if log.reward:
@@ -148,7 +148,7 @@ def _refuse(log: Log, agent_role: str) -> None:
         raise Reject("", 0, f"tools.{fault.field}".rstrip("."), fault.reason) from None
 
 
-def _refuse_message(message: Message, agent_role: str) -> None:
+def refuse_message(message: Message, agent_role: str) -> None:
     """Raise Reject for a message that no dialogue may have."""
     if message.role not in (*ROLES, agent_role):
         near = difflib.get_close_matches(message.role, (*ROLES, agent_role), 1)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from datasets_prep.talks import offsets, spread
-from ilql.schema import SCHEMA
+from ilql.schema import OPTIONAL, SCHEMA
 
 Row = dict[str, Any]
 INT = pa.int32()
@@ -26,7 +26,7 @@ class Columns:
     """Dialogues (B). tokens, turn, start, end, spans: as on a `Sheet`.
 
     reward: of the actions, float64; logp: one a transition, NaN where the log has none, None where it has none at all;
-    cut (B, 2): turns that were cut off, and how many of them carried a reward.
+    cut (B, 2): turns that were cut off, and how many of them carried a reward; pair: None where no dialogue is of any.
     """
 
     step: str
@@ -43,6 +43,7 @@ class Columns:
     reward: np.ndarray
     logp: np.ndarray | None
     cut: np.ndarray
+    pair: list[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.id)
@@ -79,12 +80,16 @@ class Columns:
         found: dict[str, Any] = {"step": parts[0].step, "logp": None}
         for name in NAMES:
             columns = [getattr(part, name) for part in parts]
+            if name in ("logp", "pair"):
+                continue
             if isinstance(columns[0], list):
                 found[name] = [x for column in columns for x in column]
-            elif name != "logp":
+            else:
                 found[name] = np.concatenate(columns)
         if any(part.logp is not None for part in parts):
             found["logp"] = np.concatenate([part.logps() for part in parts])
+        if any(part.pair is not None for part in parts):
+            found["pair"] = [x for part in parts for x in part.pair or [None] * len(part)]
         return cls(**found)
 
     def logps(self) -> np.ndarray:
@@ -103,12 +108,16 @@ class Columns:
         return {"start": start, "end": start + 1, "reward": reward}
 
     def batch(self) -> pa.RecordBatch:
-        """As an Arrow batch of `ilql.schema.SCHEMA`."""
+        """As an Arrow batch of `ilql.schema.SCHEMA`, with the column `pair` where there are pairs."""
         columns = {"id": _strings(self.id), "meta": _strings(self.meta), "terminated": _bits(self.terminated)}
         columns |= {"tokens": _lists(self.tokens, self.size), "turn": _lists(self.turn, self.turns)}
         for name, values in (self.flat() | {"logp": self.logps()}).items():
             columns[name] = _lists(values, self.transitions, SCHEMA.field(name).type.value_type)
-        return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+        schema = SCHEMA
+        if self.pair is not None:
+            columns["pair"] = pa.array(self.pair, OPTIONAL["pair"])
+            schema = SCHEMA.append(pa.field("pair", OPTIONAL["pair"]))
+        return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
     def row(self, i: int) -> Row:
         """One row, as Python values; None for a log-probability that the log does not have."""
@@ -117,6 +126,7 @@ class Columns:
         logp = [None if x != x else x for x in one.logps().tolist()]
         row = {"id": one.id[0], "tokens": one.tokens.tolist(), "turn": one.turn.tolist(), "logp": logp}
         row |= {name: column.tolist() for name, column in found.items()}
+        row |= {} if one.pair is None else {"pair": one.pair[0]}
         return row | {"terminated": bool(one.terminated[0]), "meta": one.meta[0]}
 
 

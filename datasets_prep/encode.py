@@ -137,6 +137,7 @@ def encode_all(layout: Layout, talks: Talks, step: str) -> tuple[Columns, dict[i
         reward=np.array(talks.reward, np.float64)[talks.is_action],
         logp=logp,
         cut=np.zeros((len(talks), 2), np.int64),
+        pair=talks.pair,
     )
     late = unlikely | unwritten
     if late:

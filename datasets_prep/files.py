@@ -30,6 +30,7 @@ LOOKS = {
     "craigslist": rb'\A\s*\[.*"kbs"\s*:',
     "casino": rb'\A\s*\[.*"chat_logs"\s*:',
     "deal_or_no_deal": rb"\A(?:\d+ ){6}(?:YOU|THEM): |\A<input> \d+ ",
+    "preferences": rb'\A\s*\{.*"(?:chosen|rejected)"\s*:',
     "reddit": rb'\A\s*\{.*"comments"\s*:',
     "taskmaster": rb'\A\s*\[.*"generation"\s*:',
     "visdial": rb'\A\s*(?:\[.*"image_id"\s*:|\{.*"data"\s*:\s*\{\s*"(?:questions|answers|dialogs)"\s*:)',
@@ -111,7 +112,7 @@ def whole(path: Path) -> bytes:
 def refuse_others(path: Path, corpus: str) -> None:
     """InputError where a file is not of this corpus but looks like another's."""
     if beginning(path) == PARQUET:
-        alike = ["chat"]
+        alike = ["chat", "preferences"]
     else:
         with opened(path) as file:
             head = file.read(HEAD).removeprefix(b"\xef\xbb\xbf")

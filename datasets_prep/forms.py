@@ -146,6 +146,8 @@ def check_columns(path: Path, columns: Sequence[str]) -> None:
         if all(field.name in columns for field in fields if field.required):
             break
     else:
+        if {"chosen", "rejected"} <= {*columns}:
+            raise InputError(f"{path} holds preferences and no logs: python -m datasets_prep preferences")
         raise InputError(
             f"{path} has the columns {', '.join(columns)}, but a log has messages, or prompt and completion, or "
             "samples and rewards; rename them"

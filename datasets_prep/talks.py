@@ -31,8 +31,8 @@ def offsets(size: np.ndarray | Sequence[int]) -> np.ndarray:
 class Talks:
     """Dialogues (B) and their turns (n); what the columns mean say `Episode`, `Placed` and `Turn`.
 
-    place: file and line; turns: how many each dialogue has; role to call_id are columns of turns. Made of these: first
-    (B + 1), where a dialogue's turns begin; is_action (n).
+    place: file and line; turns: how many each dialogue has; role to call_id are columns of turns. pair: None where no
+    dialogue is of any. Made of these: first (B + 1), where a dialogue's turns begin; is_action (n).
     """
 
     id: list[str]
@@ -49,6 +49,7 @@ class Talks:
     calls: list[Sequence[dict[str, Any]] | None]
     name: Sequence[str | None]
     call_id: Sequence[str | None]
+    pair: list[str | None] | None = None
     first: np.ndarray = field(init=False)
     is_action: np.ndarray = field(init=False)
 
@@ -74,6 +75,7 @@ class Talks:
             calls=[turn.tool_calls for turn in turns],
             name=[turn.name for turn in turns],
             call_id=[turn.tool_call_id for turn in turns],
+            pair=[episode.pair for episode in episodes] if any(episode.pair for episode in episodes) else None,
         )
 
     def __len__(self) -> int:
@@ -87,16 +89,15 @@ class Talks:
     def episode(self, i: int) -> Episode:
         """One dialogue."""
         file, line = self.place[i]
-        return Placed(
-            self.id[i], self.turns_of(i), self.terminated[i], self.meta[i], self.tools[i], file=file, line=line
-        )
+        own = self.id[i], self.turns_of(i), self.terminated[i], self.meta[i], self.tools[i]
+        return Placed(*own, None if self.pair is None else self.pair[i], file=file, line=line)
 
     def take(self, which: Sequence[int]) -> Talks:
         """Some of the dialogues, in this order."""
         at = [slice(self.first[i], self.first[i + 1]) for i in which]
         dialogues = {name: [getattr(self, name)[i] for i in which] for name in DIALOGUE}
         turns = {name: [x for part in at for x in getattr(self, name)[part]] for name in TURN}
-        return Talks(**dialogues, **turns)
+        return Talks(**dialogues, **turns, pair=None if self.pair is None else [self.pair[i] for i in which])
 
     def calling(self) -> list[int]:
         """The turns with tool calls."""

@@ -54,7 +54,7 @@ class Said(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class _Rated:
+class Rated:
     """A record, read and checked. path: what was said before its action."""
 
     name: str
@@ -90,7 +90,16 @@ def episodes(
 
 
 def _episodes(inputs: Sequence[Path], down: float, over: bool) -> Iterator[Episode | Reject]:
-    conversation: list[_Rated] = []
+    for item in conversations(inputs, down):
+        if isinstance(item, Reject):
+            yield item
+        else:
+            yield from _trajectories(item, over)
+
+
+def conversations(inputs: Sequence[Path], down: float = 0.0) -> Iterator[list[Rated] | Reject]:
+    """The records of each conversation, and the records that cannot be read."""
+    conversation: list[Rated] = []
     seen: set[str] = set()
     for item in _records(inputs, down):
         if isinstance(item, Reject):
@@ -100,14 +109,14 @@ def _episodes(inputs: Sequence[Path], down: float, over: bool) -> Iterator[Episo
         else:
             seen.add(item.name)
             if conversation and not conversation[-1].begins(item.path):
-                yield from _trajectories(conversation, over)
+                yield conversation
                 conversation = []
             conversation.append(item)
     if conversation:
-        yield from _trajectories(conversation, over)
+        yield conversation
 
 
-def _trajectories(conversation: Sequence[_Rated], over: bool) -> Iterator[Episode]:
+def _trajectories(conversation: Sequence[Rated], over: bool) -> Iterator[Episode]:
     """The trajectories of a conversation, in the order of their last records."""
     last = conversation[-1]
     inside = {
@@ -123,7 +132,7 @@ def _trajectories(conversation: Sequence[_Rated], over: bool) -> Iterator[Episod
         yield Placed(record.name, tuple(turns), over, meta, file=record.file, line=record.line)
 
 
-def _records(inputs: Sequence[Path], down: float) -> Iterator[_Rated | Reject]:
+def _records(inputs: Sequence[Path], down: float) -> Iterator[Rated | Reject]:
     records = msgspec.json.Decoder(Record)
     contexts, generations = msgspec.json.Decoder(list[Said]), msgspec.json.Decoder(Said)
     for path in inputs:
@@ -146,7 +155,7 @@ def _records(inputs: Sequence[Path], down: float) -> Iterator[_Rated | Reject]:
             except Reject as fault:
                 yield element.at(path.name, fault, name)
                 continue
-            yield _Rated(name, turns, action, path.name, element.line)
+            yield Rated(name, turns, action, path.name, element.line)
 
 
 def _inside(decoder: msgspec.json.Decoder[Any], text: str, field: str) -> Any:

@@ -22,6 +22,7 @@ from datasets_prep.encode import Encoder
 from datasets_prep.layout import Layout, MarkLayout
 from datasets_prep.lines import Part
 from datasets_prep.overlong import fit_all
+from datasets_prep.pairs import whole_pairs
 from datasets_prep.rejects import Reject
 from datasets_prep.split import Seen, look
 from datasets_prep.talks import Read, Talks
@@ -49,10 +50,13 @@ class Source:
             return
         run: list[Episode | Reject] = []
         size = 0
+        waits: str | None = None  # a pair of which only one was seen: both go into one run
         for item in corpus.episodes(inputs, seed=self.seed, **self.options):
             run.append(item)
-            size += 0 if isinstance(item, Reject) else sum(len(turn.text) for turn in item.turns)
-            if len(run) >= DIALOGUES or size >= CHARACTERS:
+            if not isinstance(item, Reject):
+                size += sum(len(turn.text) for turn in item.turns)
+                waits = None if item.pair == waits else item.pair
+            if (len(run) >= DIALOGUES or size >= CHARACTERS) and waits is None:
                 yield run
                 run, size = [], 0
         if run:
@@ -94,6 +98,7 @@ def do(task: Task, layout: Layout, work: Work) -> Done:
     """Read and encode."""
     talks, rejects = task.source.read(work)
     rows, faults = fit_all(layout, talks, task.step, task.max_length, task.overlong)
+    rows, faults = whole_pairs(talks, rows, faults)
     faults = {i: fault.of(talks.id[i], talks.place[i]) for i, fault in faults.items()}
     return Done(look(talks, task.grouped), talks.characters().tolist(), rejects, faults, rows)
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ilql.schema import SCHEMA
-
 FILE_BYTES = 256 * 2**20
 
 
@@ -27,7 +25,7 @@ class SplitWriter:
             name = f"{self._split}/data-{len(self.files):05d}.arrow"
             path = self._folder / name
             path.parent.mkdir(exist_ok=True)
-            self._stream, self._bytes = pa.ipc.new_stream(str(path), SCHEMA), 0
+            self._stream, self._bytes = pa.ipc.new_stream(str(path), rows.schema), 0
             self.files[name] = 0
         self._stream.write_batch(rows)
         self._bytes += rows.nbytes

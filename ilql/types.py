@@ -58,6 +58,7 @@ class Episode:
         the state that follows is *not* zero).
     meta: facts for filters and reports, JSON-able. `meta["group"]`, where given, is what splits keep together.
     tools: JSON schemas of the tools that the agent could call, for the chat template.
+    pair: what two dialogues share that somebody compared: the one that was preferred has reward 1, the other 0.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Episode:
     terminated: bool = True
     meta: dict[str, Any] = field(default_factory=dict)
     tools: Sequence[dict[str, Any]] | None = None
+    pair: str | None = None
 
     @property
     def total_reward(self) -> float:

@@ -17,7 +17,15 @@ from datasets_prep.split import group
 from datasets_prep.tokenizer import train
 from ilql import schema
 from ilql.types import Episode, InputError
-from tests.prep import test_casino, test_craigslist, test_deal_or_no_deal, test_reddit, test_taskmaster, test_visdial
+from tests.prep import (
+    test_casino,
+    test_craigslist,
+    test_deal_or_no_deal,
+    test_preferences,
+    test_reddit,
+    test_taskmaster,
+    test_visdial,
+)
 from tests.prep.test_files import PACKERS
 
 SAMPLES = {
@@ -25,6 +33,7 @@ SAMPLES = {
     "casino": json.dumps([test_casino.DEAL, test_casino.WALK]),
     "craigslist": json.dumps([test_craigslist.DEAL, test_craigslist.QUIT]),
     "deal_or_no_deal": f"{test_deal_or_no_deal.DEAL}\n{test_deal_or_no_deal.OTHER}\n",
+    "preferences": json.dumps(test_preferences.MESSAGES),
     "reddit": json.dumps(test_reddit.GOOD),
     "taskmaster": json.dumps(test_taskmaster.CONVERSATION),
     "visdial": json.dumps([test_visdial.BUS, test_visdial.CAT]),
@@ -39,6 +48,7 @@ FAULTS = {
         1,
     ),
     "deal_or_no_deal": ("1 4 4 1 1 2 THEM: hi <eos> YOU: <selection> item0=1\n", "line", 3),
+    "preferences": ('\n{"chosen": "a", "rejected": 1}', "rejected", 2),
     "reddit": (
         '\n{"id": "y", "title": "x", "author": "a", "created_utc": "soon", "comments": []}',
         "created_utc",

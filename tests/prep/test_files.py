@@ -118,6 +118,7 @@ BEGINNINGS = {
         '[\n {"scenario": {\n  "kbs" : [{"item": {"Title": "my \\"chat_logs\\": x"}}]}}]',
     ),
     "deal_or_no_deal": ("1 4 4 1 1 2 THEM: i would like", "1 4 4 1 1 2 YOU: hi", "<input> 1 4 4 1 1 2 </input>"),
+    "preferences": ('{"prompt": "a \\"messages\\": x", "chosen": "b"}', '\n{"rejected": [], "chosen": []}'),
     "reddit": (json.dumps({"id": "t3_x", "title": 'my "messages": x', "comments": []}),),
     "taskmaster": ('[\n    {\n        "conversation_id": "dlg-1", "context": "[]", "generation": "{}"}]',),
     "visdial": (
@@ -141,6 +142,7 @@ def test_a_file_of_another_corpus_is_named(tmp_path: Path) -> None:
                         refuse_others(path, other)
     path.write_bytes(b"PAR1 and so on")
     refuse_others(path, "chat")
+    refuse_others(path, "preferences")
     with pytest.raises(InputError, match="like one of chat"):
         refuse_others(path, "casino")
     path.write_text("what is this?")
