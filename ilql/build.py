@@ -129,6 +129,10 @@ def build(
     trunks = {name: getattr(cfg, name) for name in ("critic_trunk", "target_trunk", "detach_critics")}
     if not critic and trunks != {"critic_trunk": "shared", "target_trunk": "shared", "detach_critics": False}:
         raise InputError(f"model.{', model.'.join(trunks)} are about critics, which {config.get('algo')} has not")
+    if critic == "value" and cfg.target_trunk != "shared":
+        raise InputError(
+            f"model.target_trunk is about target critics, which {config.get('algo')} has not; leave it out"
+        )
     dtype = getattr(torch, cfg.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"model.dtype is {cfg.dtype!r}, not a floating point type of torch such as float32")
@@ -154,7 +158,7 @@ def build(
     attention = lm.config._attn_implementation  # a new outer config resets it in the inner one
     full = ILQLConfig(
         text_config=lm.config,
-        critics=cfg.critics if critic else 0,
+        critics=0 if critic in (None, "value") else cfg.critics,
         critic=critic or "vocabulary",
         head=cfg.head,
         head_width=cfg.head_width,

@@ -284,7 +284,7 @@ def score(
     logp = logits.log_softmax(-1).gather(1, action[:, None]).squeeze(1).tolist()
     q: list[float | None] = [None] * batch.m
     v: list[float | None] = [None] * batch.m
-    if model.v is not None:
+    if model.q and model.v is not None:
         scale, read = model.config.reward_scale, model.critic_hidden(hidden, *batch.run)
         before, h = read[batch.where[batch.state]], read[batch.where[batch.last]]
         scalar = model.config.critic == "scalar"

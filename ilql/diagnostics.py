@@ -157,7 +157,7 @@ def columns(out: Out) -> dict[str, np.ndarray]:
     the token, `gap` from the mean Q of all other tokens to the token's, and `kl_B` of pi_beta from the actor, for each
     of BETAS. Without critics nothing."""
     model, batch = out.model, out.batch
-    if model.v is None:
+    if not model.q:
         return {}
     scale = model.config.reward_scale
     known = torch.isfinite(batch.floor)

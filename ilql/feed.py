@@ -128,7 +128,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
         "gamma": getattr(cfg.hyper, "gamma", 1.0),  # an algorithm without values has no discount, and reads none
         "reward_scale": cfg.data.reward_scale,
         "bootstraps": algo.BOOTSTRAPS,
-        "acted": critic(algo, step) == "scalar",
+        "acted": critic(algo, step, cfg.hyper) == "scalar",
     }
     together = partial(collate, bos=encoder.bos_id, history=cfg.data.history, offered=offered, **options)
     piece = partial(_longest, history=cfg.data.history, offered=offered)
@@ -151,7 +151,10 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     advice = advise(mix.returns * cfg.data.reward_scale, cfg.hyper) if advise else None
     facts = fields(mix.returns, cfg.hyper) if fields else {}
     manifests = [part.manifest for part in parts]
-    most = highest(np.concatenate([part.to_go(options["gamma"]) for part in parts])) if algo.CRITIC else math.inf
+    to_go = np.concatenate([part.to_go(options["gamma"]) for part in parts])
+    most = highest(to_go) if algo.CRITIC else math.inf
+    if hasattr(algo, "level"):
+        facts["baseline"] = algo.level(to_go, cfg.hyper)
     common: dict[str, Any] = {
         "manifests": manifests,
         "longest": longest,

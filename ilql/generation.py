@@ -55,7 +55,7 @@ class Laid:
         self.vocabulary = len(head.weight)
         self.words: list[Product] = []
         self.hidden: Product | None = None
-        if model.v is not None and all(type(q) is VocabularyHead for q in heads):
+        if model.v is not None and model.q and all(type(q) is VocabularyHead for q in heads):
             self.hidden = linear(*(q.hidden for q in heads), model.v.hidden)
 
     def stale(self) -> bool:

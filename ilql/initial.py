@@ -36,7 +36,7 @@ def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
         bos_id=encoder.bos_id,
         pad_id=encoder.pad_id,
         end_ids=encoder.end_ids,
-        critic=critic(algo, feed.manifests[0]["step"]),
+        critic=critic(algo, feed.manifests[0]["step"], cfg.hyper),
         history=cfg.data.history,
         scores=next(name for name, score in SCORES.items() if score is algo.scores),
         reward_scale=cfg.data.reward_scale,

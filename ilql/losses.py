@@ -109,6 +109,13 @@ def nll(logp: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     return -logp * weight
 
 
+def per_action(logp: Tensor, owner: Tensor, n: int) -> Tensor:
+    """log pi of each of n actions, the sum over its tokens: (M), (M') -> (N). owner: the action of each of the first M'
+    tokens; tokens without one come last."""
+    owned = logp[: len(owner)]
+    return owned.new_zeros(n).index_add(0, owner, owned)
+
+
 def clipped_ratio(logp: Tensor, reference: Tensor, clip: float) -> Tensor:
     """pi(a | s) / pi_ref(a | s), (N), between 1 - clip and 1 + clip, a constant (Baheti et al. 2023).
 

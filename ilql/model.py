@@ -28,10 +28,11 @@ from ilql.types import InputError
 
 class ILQLConfig(PreTrainedConfig):
     """text_config: the trunk's own config. critics: K, 0 for an actor alone. critic: "vocabulary" (Q(s, .) read at the
-    state), "likelihood" (the same as probabilities; `likelihood`: how, the fields of `ilql.likelihood.Likelihood`) or
-    "scalar" (Q(s, a) read at the utterance's last token). history: see DataConfig. scores: a name in
-    `ilql.scores.SCORES`. reward_scale: by which Q and V must be divided to be in the log's units. control: `digits` of
-    the returns that the agent is told, and from what `low` to what `high` they reach in the data (see `ilql.control`).
+    state), "likelihood" (the same as probabilities; `likelihood`: how, the fields of `ilql.likelihood.Likelihood`),
+    "scalar" (Q(s, a) read at the utterance's last token) or "value" (no Q, but V). history: see DataConfig. scores: a
+    name in `ilql.scores.SCORES`. reward_scale: by which Q and V must be divided to be in the log's units. control:
+    `digits` of the returns that the agent is told, and from what `low` to what `high` they reach in the data (see
+    `ilql.control`). baseline: what returns were compared with in training, a constant in the log's units (0: none).
     head, head_width, freeze, critic_trunk, target_trunk, detach_critics: see ModelConfig."""
 
     model_type = "ilql"
@@ -48,6 +49,7 @@ class ILQLConfig(PreTrainedConfig):
     reward_scale: float = 1.0
     algo: str | None = None
     control: dict[str, Any] | None = None
+    baseline: float = 0.0
     freeze: str | int | None = None
     critic_trunk: str = "shared"
     target_trunk: str = "shared"
@@ -104,7 +106,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
 
         self.q = nn.ModuleList(critic() for _ in range(config.critics))
         self.q_target = nn.ModuleList(critic() for _ in range(config.critics))
-        self.v = ScalarHead(width, hidden) if config.critics else None
+        self.v = ScalarHead(width, hidden) if config.critics or config.critic == "value" else None
         self.post_init()  # draws fresh weights, so copies are made behind it
         trunk: Any = self.lm.base_model
         own, average = config.critic_trunk == "own", config.target_trunk == "average"
@@ -318,7 +320,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         """Refuse to re-weight without critics of tokens, or where the actor alone is the policy."""
         if self.v is not None and self.config.scores == "actor":
             raise InputError(f"beta is {beta}, but {self.config.algo} decodes by its actor alone; use beta 0")
-        if self.v is None:
+        if not self.q:
             raise InputError(f"beta is {beta}, but this model has no token critics ({self.config.algo}); use beta 0")
         if self.config.critic == "scalar":
             raise InputError(

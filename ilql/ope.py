@@ -186,7 +186,8 @@ def losses(run: str | Path, model: ILQLModel, bos: int, step: str, rows: Sequenc
         return {}
     cfg = load_config(["--config", str(config)])
     algo = ALGOS[cfg.algo]
-    if step not in algo.STEPS or (algo.CRITIC and critic(algo, step) != model.config.critic):
+    kind = critic(algo, step, cfg.hyper)
+    if step not in algo.STEPS or (kind and kind != model.config.critic):
         return {}
     if reads_behaviour(algo, cfg.hyper) and any(np.isnan(row["logp"]).any() for row in rows):
         return {}
@@ -194,7 +195,7 @@ def losses(run: str | Path, model: ILQLModel, bos: int, step: str, rows: Sequenc
     if offered and not all(NAME in row for row in rows):
         return {}
     options: dict[str, Any] = {"gamma": getattr(cfg.hyper, "gamma", 1.0), "reward_scale": cfg.data.reward_scale}
-    options |= {"bootstraps": algo.BOOTSTRAPS, "acted": critic(algo, step) == "scalar", "history": cfg.data.history}
+    options |= {"bootstraps": algo.BOOTSTRAPS, "acted": kind == "scalar", "history": cfg.data.history}
     options |= {"offered": offered}
     parts = (rows[i : i + BATCH] for i in range(0, len(rows), BATCH))
     batches = (collate(part, bos=bos, **options).to(model.device, model.dtype) for part in parts)

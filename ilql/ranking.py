@@ -55,7 +55,7 @@ def _ranks(model: ILQLModel, batch: Batch, sizes: Sequence[int]) -> list[Ranks]:
     other, owner = batch.offered  # type: ignore[misc]
     every = torch.cat([batch.last, other])
     of = torch.cat([torch.arange(batch.n, device=owner.device), owner])
-    measures = {"Q": _values(model, hidden, batch, every)} if model.v is not None else {}
+    measures = {"Q": _values(model, hidden, batch, every)} if model.q else {}
     measures["log pi"] = _likelihoods(model, hidden, batch, every, of)
     count = torch.bincount(owner, minlength=batch.n)
     kept = (count > 0).cpu().numpy()

@@ -50,7 +50,7 @@ def check(model: ILQLModel, n: int, top_k: int | None = None, top_p: float | Non
     """Refuse to choose among n proposals without critics, or within bounds that proposals do not have."""
     if n < 1:
         raise InputError(f"candidates is {n}, but must be at least 1")
-    if model.v is None:
+    if not model.q:
         raise InputError(f"candidates is {n}, but this model has no critics ({model.config.algo}) to choose by")
     if top_k is not None or top_p is not None:
         raise InputError("support_top_k and support_top_p bound single tokens: leave them out with candidates")

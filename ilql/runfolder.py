@@ -137,7 +137,7 @@ def card(cfg: TrainConfig, manifests: Sequence[Mapping[str, Any]], facts: Mappin
         for corpus, manifest in zip(corpora, manifests, strict=True)
     )
     algo = ALGOS[cfg.algo]
-    kind = critic(algo, manifests[0]["step"])
+    kind = critic(algo, manifests[0]["step"], cfg.hyper)
     beta = ", beta=4.0" if kind in ("vocabulary", "likelihood") and algo.scores is not actor else ""
     return f"""---
 library_name: transformers

@@ -116,7 +116,7 @@ class Stepper:
             group["lr"] = rate
         self.optimizer.step()
         self.forget()
-        if self.algo.CRITIC:
+        if self.model.q_target:
             self.model.update_targets(self.cfg.hyper.polyak)
 
     def forget(self) -> None:

@@ -157,8 +157,9 @@ def logits(model: ILQLModel) -> list[Any]:
 
 def model_fields(algo: Any, cfg: Any, step: str | None = None) -> dict[str, Any]:
     """What the model of an algorithm is built with, at a time step, by default its first."""
-    kind = critic(algo, step or algo.STEPS[0])
-    return {"critic": kind, **(algo.fields(np.zeros(1), cfg) if hasattr(algo, "fields") else {})}
+    kind = critic(algo, step or algo.STEPS[0], cfg)
+    level = {"baseline": algo.level(np.zeros(1), cfg)} if hasattr(algo, "level") else {}
+    return {"critic": kind, **(algo.fields(np.zeros(1), cfg) if hasattr(algo, "fields") else {}), **level}
 
 
 def defaults(algo: Any, step: str) -> Any:

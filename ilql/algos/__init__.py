@@ -6,14 +6,30 @@ extracted), `STEPS` (the time steps it is defined for), `CRITIC` (see `critic`; 
 `BOOTSTRAPS` (whether a transition needs its next state). Where it applies: `BACKUP` (what `Out.q_next` is, a name in
 `ilql.backups`); `behaviour(cfg)` (whether it reads `Batch.behaviour`, which then has to be known of every decision);
 `OFFERED = True` (it reads the dialogues' proposals); `select(returns, cfg) -> mask of dialogues` (the part of them that
-it learns from); `fields(returns, cfg)` (further fields of the model's config); `advise(returns, cfg) -> sentence or
-None` (what about the scaled returns of the dialogues does not suit the options); `prepare(row, note, cfg) -> row` (a
-row as it reads it: `ilql.control`).
+it learns from); `fields(returns, cfg)` (further fields of the model's config); `level(to_go, cfg)` (its field
+`baseline`: see `ilql.algos.baseline`); `advise(returns, cfg) -> sentence or None` (what about the scaled returns of the
+dialogues does not suit the options); `prepare(row, note, cfg) -> row` (a row as it reads it: `ilql.control`).
 """
 
 from types import ModuleType
+from typing import Any
 
-from ilql.algos import a_lol, archer, awac, bc, chai, cql, dt, filtered_bc, ilql, ilql_utterance, mc, q_sft, sarsa
+from ilql.algos import (
+    a_lol,
+    archer,
+    awac,
+    bc,
+    chai,
+    cql,
+    dt,
+    filtered_bc,
+    ilql,
+    ilql_utterance,
+    mc,
+    q_sft,
+    reinforce,
+    sarsa,
+)
 
 ALGOS = {
     "bc": bc,
@@ -29,10 +45,14 @@ ALGOS = {
     "archer": archer,
     "a_lol": a_lol,
     "chai": chai,
+    "reinforce": reinforce,
 }
 
 
-def critic(algo: ModuleType, step: str) -> str | None:
+def critic(algo: ModuleType, step: str, cfg: Any = None) -> str | None:
     """The kind of an algorithm's critics on data of a time step, as in ILQLConfig: of utterances they are scalar, since
-    there is no list of all utterances; at token steps they are what the algorithm says."""
+    there is no list of all utterances; at token steps they are what the algorithm says. V alone ("value") is there
+    only where it is the baseline, by default."""
+    if algo.CRITIC == "value":
+        return "value" if getattr(cfg, "baseline", "value") == "value" else None
     return "scalar" if algo.CRITIC is not None and step == "utterance" else algo.CRITIC

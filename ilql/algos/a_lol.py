@@ -18,13 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ilql.algos import limits
 from ilql.data import Batch
 from ilql.learner import Out
-from ilql.losses import clipped_ratio, expectile, td, td_target
+from ilql.losses import clipped_ratio, expectile, per_action, td, td_target
 from ilql.scores import actor as scores
 from ilql.types import InputError
 
@@ -62,8 +61,7 @@ def behaviour(cfg: Config) -> bool:
 
 def loss(out: Out, batch: Batch, cfg: Config) -> dict[str, Tensor]:
     target = td_target(batch.reward, batch.discount, out.v_next)
-    owned = out.logp[: len(batch.owner)]  # tokens without a decision come last
-    logp = torch.zeros_like(out.v, dtype=owned.dtype).index_add(0, batch.owner, owned)
+    logp = per_action(out.logp, batch.owner, len(out.v))
     weight = (out.q_target - out.v).detach().clamp(min=0.0)
     if behaviour(cfg):
         weight = weight * clipped_ratio(logp, batch.behaviour, cfg.clip)
