@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from datasets_prep import door, recall
+from examples.memory import TASKS
 from ilql.algos import ilql
 from ilql.envs import door as doors
 from ilql.envs import recall as words
@@ -78,3 +79,16 @@ def test_listening_at_a_door(history, low, high):
     """.58 with memory, .15 without; what it never saw, more than four answers, costs it some."""
     policy = train(logs_of(door, 6000, 5, share=0.6), history)
     assert low < worth(policy, doors.make("listen"), 1000) < high
+
+
+def test_the_figure_of_memory_draws_its_lines_where_the_best_policies_are():
+    for name, world in {
+        "recall": pomdps.recall(8, 4),
+        "listen": pomdps.listen(),
+        "corridor": pomdps.corridor(),
+    }.items():
+        with_memory, without = pomdps.with_memory(world), pomdps.best_deterministic(world)
+        assert TASKS[name].best == {
+            "full": pytest.approx(with_memory, abs=0.005),
+            "1": pytest.approx(without, abs=0.005),
+        }

@@ -60,26 +60,29 @@ def casino(tmp_path_factory):
     return folder / "data"
 
 
+def trained(recipe: str, **options: object) -> Path:
+    """The run folder of a recipe's first two steps, which differ."""
+    options |= {"steps": 2, "log.every": 1, "log.validate_every": 0, "device": "cpu"}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    run = train(load_config(["--config", str(ROOT / "examples" / recipe), *words]))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["total"] != rows[1]["total"]
+    return run
+
+
 def test_the_recipe_of_a_negotiation_trains(casino, tmp_path):
-    options = {"data.path": casino, "output": tmp_path / "run", "steps": 2, "log.every": 1, "log.validate_every": 0}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    cfg = load_config(["--config", str(ROOT / "examples" / "casino_ilql.yaml"), *words, "--device", "cpu"])
-    run = train(cfg)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2]
-    assert rows[0]["total"] != rows[1]["total"]
+    trained("casino_ilql.yaml", **{"data.path": casino, "output": tmp_path / "run"})
 
 
-def test_the_recipe_of_bargains_trains(tmp_path):
+def test_the_recipes_of_bargains_train(tmp_path):
+    data = tmp_path / "data"
     (tmp_path / "dev.json").write_text(json.dumps([test_craigslist.DEAL, test_craigslist.QUIT]))
-    build(Options("craigslist", tmp_path / "data", [tmp_path / "dev.json"], tokenizer="word", step="utterance"))
-    options = {"data.path": tmp_path / "data", "output": tmp_path / "run", "steps": 2, "log.every": 1}
-    options |= {"log.validate_every": 0, "device": "cpu"}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    run = train(load_config(["--config", str(ROOT / "examples" / "craigslist_ilql_utterance.yaml"), *words]))
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2]
-    assert rows[0]["total"] != rows[1]["total"]
+    build(Options("craigslist", data, [tmp_path / "dev.json"], tokenizer="word", step="utterance"))
+    actor = trained("craigslist_ilql_utterance.yaml", **{"data.path": data, "output": tmp_path / "actor"})
+    offered = propose_all(actor, data, n=2)
+    proposed = {"data.path": offered, "init_from": actor, "output": tmp_path / "run"}
+    trained("craigslist_chai.yaml", **proposed)
 
 
 @pytest.mark.parametrize("algo", ALGOS)
