@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import jsonargparse
 import yaml
 
-from ilql.algos import ALGOS
+from ilql.algos import ALGOS, reads_prior
 from ilql.build import ModelConfig
 from ilql.data import DataConfig
 from ilql.optim import OptimConfig
@@ -88,6 +88,10 @@ class TrainConfig:
             self._check_cache(self.data.cache)
         if not getattr(self.hyper, "bc_weight", 1.0):
             self._check_actor()
+        if reads_prior(ALGOS[self.algo], self.hyper) and self.init_from is None and self.model.pretrained is None:
+            raise InputError(
+                f"{self.algo} stays near a prior, which is the actor that training begins with: set init_from to a run"
+            )
         if self.bf16 and self.model.dtype == "float64":
             raise InputError("bf16 and model.dtype float64 exclude each other; drop one")
 

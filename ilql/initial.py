@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ilql import spelling, warmstart
-from ilql.algos import ALGOS, critic
+from ilql.algos import ALGOS, critic, reads_prior
 from ilql.build import build
 from ilql.config import TrainConfig
 from ilql.feed import Feed
@@ -41,6 +41,7 @@ def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
         scores=next(name for name, score in SCORES.items() if score is algo.scores),
         reward_scale=cfg.data.reward_scale,
         algo=cfg.algo,
+        prior=reads_prior(algo, cfg.hyper),
         **feed.fields,
     )
     if cfg.model.embedding == "spelled":

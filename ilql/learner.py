@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ilql.backups import value
 from ilql.data import Batch
+from ilql.divergence import divergence
 from ilql.floored import floored_lse
 from ilql.heads import taken_and_lse
 from ilql.model import ILQLModel
@@ -58,6 +59,33 @@ class Out:
         bias, times = getattr(head, "bias", None), _times(spread, self.token_weight)
         taken, lse = taken_and_lse(self.hidden[row], head.weight, bias, action, times)
         return (taken - lse)[spread]
+
+    @cached_property
+    @torch.no_grad()
+    def prior_hidden(self) -> Tensor:
+        """What the prior's output embedding reads, (U, D): a constant."""
+        return self.model.prior_hidden(self.hidden, *self.batch.run, stored=self.batch.hidden)
+
+    @cached_property
+    @torch.no_grad()
+    def prior_logp(self) -> Tensor:
+        """log p(a) of every action token under the prior, (M): a constant."""
+        h, head = self.prior_hidden, self._prior_head
+        row, action, spread = self._distinct_acts(self.batch.target, self.batch.target - 1)
+        taken, lse = taken_and_lse(h[row], head.weight, getattr(head, "bias", None), action)
+        return (taken - lse)[spread]
+
+    @cached_property
+    def kl(self) -> Tensor:
+        """KL(pi || p) from the prior over the vocabulary at every action token's state, (M), in nats: exact, and
+        differentiable in pi."""
+        h, head = self.prior_hidden, self._prior_head
+        place, spread = _distinct(self.batch.where[self.batch.target - 1])
+        return divergence(self.hidden[place], self.model.get_output_embeddings(), h[place], head)[spread]
+
+    @property
+    def _prior_head(self) -> Any:
+        return self.model.prior.get_output_embeddings()  # type: ignore[union-attr]
 
     @cached_property
     def _acts(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,63 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ilql import frozen, packed, recurrent
+from ilql import frozen, passes, recurrent
 from ilql.heads import ScalarHead, TiedHead, VocabularyHead, init_head
 from ilql.likelihood import Likelihood, LikelihoodHead
-from ilql.prefix import Segments, paths
+from ilql.model_config import ILQLConfig
+from ilql.prefix import Segments
 from ilql.scores import SCORES, extracted
 from ilql.types import InputError
 
-
-class ILQLConfig(PreTrainedConfig):
-    """text_config: the trunk's own config. critics: K, 0 for an actor alone. critic: "vocabulary" (Q(s, .) read at the
-    state), "likelihood" (the same as probabilities; `likelihood`: how, the fields of `ilql.likelihood.Likelihood`),
-    "scalar" (Q(s, a) read at the utterance's last token) or "value" (no Q, but V). history: see DataConfig. scores: a
-    name in `ilql.scores.SCORES`. reward_scale: by which Q and V must be divided to be in the log's units. control:
-    `digits` of the returns that the agent is told, and from what `low` to what `high` they reach in the data (see
-    `ilql.control`). baseline: what returns were compared with in training, a constant in the log's units (0: none).
-    head, head_width, freeze, critic_trunk, target_trunk, detach_critics: see ModelConfig."""
-
-    model_type = "ilql"
-    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
-
-    text_config: dict | PreTrainedConfig | None = None
-    critics: int = 2
-    critic: str = "vocabulary"
-    likelihood: dict[str, Any] | None = None
-    head: str = "mlp"
-    head_width: int | None = None
-    history: int | None = None
-    scores: str = "advantage"
-    reward_scale: float = 1.0
-    algo: str | None = None
-    control: dict[str, Any] | None = None
-    baseline: float = 0.0
-    freeze: str | int | None = None
-    critic_trunk: str = "shared"
-    target_trunk: str = "shared"
-    detach_critics: bool = False
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.text_config is None:
-            self.text_config = AutoConfig.for_model("gpt2")
-        elif isinstance(self.text_config, dict):
-            self.text_config = AutoConfig.for_model(**self.text_config)
-        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
-        if self.scores not in SCORES:
-            raise InputError(f"scores is {self.scores!r}, not one of {', '.join(SCORES)}")
-        if self.head not in ("mlp", "tied"):
-            raise InputError(f"head is {self.head!r}, not mlp or tied")
-        if self.critic_trunk not in ("shared", "own") or self.target_trunk not in ("shared", "average"):
-            raise InputError(
-                f"critic_trunk is {self.critic_trunk!r} and target_trunk {self.target_trunk!r}: see --help"
-            )
-        if (self.critic == "likelihood") != (self.likelihood is not None):
-            raise InputError(f"critic is {self.critic!r} and likelihood {self.likelihood!r}: give both, or neither")
-        super().__post_init__(**kwargs)
+__all__ = ["ILQLConfig", "ILQLModel"]
 
 
 class ILQLModel(PreTrainedModel, GenerationMixin):
@@ -107,12 +62,15 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         self.q = nn.ModuleList(critic() for _ in range(config.critics))
         self.q_target = nn.ModuleList(critic() for _ in range(config.critics))
         self.v = ScalarHead(width, hidden) if config.critics or config.critic == "value" else None
+        # Made before `post_init`, which learns there what of it is tied, and is saved once.
+        self.prior: PreTrainedModel | None = copy.deepcopy(self.lm) if config.prior else None
         self.post_init()  # draws fresh weights, so copies are made behind it
         trunk: Any = self.lm.base_model
         own, average = config.critic_trunk == "own", config.target_trunk == "average"
         self.critic_trunk: PreTrainedModel | None = copy.deepcopy(trunk) if own else None
         self.target_trunk: PreTrainedModel | None = copy.deepcopy(trunk) if average else None
         self.sync_targets()
+        self.begin_prior()
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, VocabularyHead | ScalarHead) and not getattr(module, "_is_hf_initialized", False):
@@ -136,8 +94,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         """Take the gradient from the targets and from what `config.freeze` names of the trunk. Loading forgets it."""
         self.freeze_targets()
         self._still = frozen.apply(self.lm, self.config.freeze)
-        if self.target_trunk is not None:
-            self._still.append(self.target_trunk)
+        self._still += [copied for copied in (self.target_trunk, self.prior) if copied is not None]
         self._tuples = isinstance(self.config.freeze, int) and frozen.gives_tuples(self.lm)
         self.train(self.training)
 
@@ -150,9 +107,9 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
 
     def freeze_targets(self) -> None:
         """Loading, PEFT and `requires_grad_(True)` on a parent forget what is frozen; so this is called after them."""
-        self.q_target.requires_grad_(False)
-        if self.target_trunk is not None:
-            self.target_trunk.requires_grad_(False)
+        for module in (self.q_target, self.target_trunk, self.prior):
+            if module is not None:
+                module.requires_grad_(False)
 
     @torch.no_grad()
     def sync_targets(self) -> None:
@@ -168,6 +125,13 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         for name, source in pairs.items():
             if name in names:
                 getattr(self, name).load_state_dict(source.state_dict())
+
+    @torch.no_grad()
+    def begin_prior(self) -> None:
+        """Make the prior a copy of the actor, and frozen; for the start of training only."""
+        if self.prior is not None:
+            self.prior.load_state_dict(self.lm.state_dict())
+            self.prior.requires_grad_(False)
 
     @torch.no_grad()
     def update_targets(self, polyak: float) -> None:
@@ -219,6 +183,18 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         with torch.no_grad():
             return self.hidden(tokens, position, segments, trunk=self.target_trunk)
 
+    @torch.no_grad()
+    def prior_hidden(
+        self, hidden: Tensor, tokens: Tensor, position: Tensor, segments: Segments, stored: Tensor | None = None
+    ) -> Tensor:
+        """What the prior's output embedding reads, (T, D), a constant, given the actor's `hidden` of the same segments;
+        a trunk that is frozen is the prior's too, and does not run twice. stored: see `hidden`."""
+        if self.prior is None:
+            raise RuntimeError("this loss reads a prior, but its algorithm does not say PRIOR = True")
+        if self.config.freeze == frozen.TRUNK:
+            return hidden.detach()
+        return self.hidden(tokens, position, segments, stored, self.prior)
+
     def hidden(
         self,
         tokens: Tensor,
@@ -230,31 +206,16 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         """h_t of packed segments: (T), (T) -> (T, D). A position attends to its segment and the ancestors of that.
 
         stored (T, D): what the frozen part of the trunk gives for these tokens, which then does not run. trunk: another
-        one than the actor's.
+        one than the actor's; with `stored`, one that shares the frozen part.
         """
-        if stored is not None:
-            freeze = self.config.freeze
-            if freeze == frozen.TRUNK:
-                return stored
-            with frozen.entering(self.lm, int(freeze or 0), stored, self._tuples):
-                return self.hidden(tokens, position, segments)
         outer = self.lm if trunk is None else trunk
-        trunk = outer.base_model
-        if packed.supports(outer):
-            with packed.packed(outer):
-                return trunk(
-                    input_ids=tokens[None],
-                    position_ids=position[None],
-                    use_cache=False,
-                    packed_plan=packed.Plan(segments, tokens.device),
-                ).last_hidden_state[0]
-        rows = [tokens[torch.from_numpy(path).to(tokens.device)] for path in paths(segments)]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        place = torch.arange(ids.shape[1], device=ids.device)
-        lengths, _, depths = (torch.tensor(numbers, device=ids.device)[:, None] for numbers in segments)
-        real = place < depths + lengths
-        out = trunk(input_ids=ids, attention_mask=real.long(), use_cache=False)
-        return out.last_hidden_state[real & (place >= depths)]
+        if stored is None:
+            return passes.hidden(outer, tokens, position, segments)
+        freeze = self.config.freeze
+        if freeze == frozen.TRUNK:
+            return stored
+        with frozen.entering(outer, int(freeze or 0), stored, self._tuples):
+            return passes.hidden(outer, tokens, position, segments)
 
     def q_values(self, hidden: Tensor, action: Tensor | None = None, heads: Any = None) -> Tensor:
         """The pessimistic Q, min over critics, by default the `judges`: of all tokens (..., D) -> (..., V), or of some:

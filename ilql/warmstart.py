@@ -69,7 +69,8 @@ def load(model: ILQLModel, run: Path) -> str:
     theirs, mine = model_tensors(source), model_tensors(model)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in mine.items():
-        parts.setdefault(_part(name), {})[name] = tensor
+        if _part(name) != "prior":  # which is the actor of this run's beginning, not of that run's
+            parts.setdefault(_part(name), {})[name] = tensor
     loaded: list[str] = []
     fresh: list[str] = []
     for part, tensors in parts.items():
@@ -86,7 +87,9 @@ def load(model: ILQLModel, run: Path) -> str:
                 tensor.copy_(theirs[name])
     more = [part for part in fresh if part in ("critic_trunk", "target_trunk")]
     model.begin_trunks(more)
+    model.begin_prior()
     said = f"loaded {', '.join(loaded)} from {folder}"
     said += f"; begin as the trunk: {', '.join(more)}" if more else ""
     fresh = [part for part in fresh if part not in more]
+    said += "; this actor stays as the prior" if model.prior is not None else ""
     return said + (f"; fresh: {', '.join(fresh)}" if fresh else "")

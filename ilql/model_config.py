@@ -1,0 +1,62 @@
+"""What a model's config says beside the trunk's own. Decision: whatever decoding has to know of training (history, how
+the policy is extracted, the scale of values) stands here, so that a model folder is used as it was trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from ilql.scores import SCORES
+from ilql.types import InputError
+
+
+class ILQLConfig(PreTrainedConfig):
+    """text_config: the trunk's own config. critics: K, 0 for an actor alone. critic: "vocabulary" (Q(s, .) read at the
+    state), "likelihood" (the same as probabilities; `likelihood`: how, the fields of `ilql.likelihood.Likelihood`),
+    "scalar" (Q(s, a) read at the utterance's last token) or "value" (no Q, but V). history: see DataConfig. scores: a
+    name in `ilql.scores.SCORES`. reward_scale: by which Q and V must be divided to be in the log's units. control:
+    `digits` of the returns that the agent is told, and from what `low` to what `high` they reach in the data (see
+    `ilql.control`). baseline: what returns were compared with in training, a constant in the log's units (0: none).
+    prior: whether a frozen copy of the actor as it was at the start of training stands beside it. head, head_width,
+    freeze, critic_trunk, target_trunk, detach_critics: see ModelConfig."""
+
+    model_type = "ilql"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
+
+    text_config: dict | PreTrainedConfig | None = None
+    critics: int = 2
+    critic: str = "vocabulary"
+    likelihood: dict[str, Any] | None = None
+    head: str = "mlp"
+    head_width: int | None = None
+    history: int | None = None
+    scores: str = "advantage"
+    reward_scale: float = 1.0
+    algo: str | None = None
+    control: dict[str, Any] | None = None
+    baseline: float = 0.0
+    freeze: str | int | None = None
+    critic_trunk: str = "shared"
+    target_trunk: str = "shared"
+    detach_critics: bool = False
+    prior: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.text_config is None:
+            self.text_config = AutoConfig.for_model("gpt2")
+        elif isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**self.text_config)
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        if self.scores not in SCORES:
+            raise InputError(f"scores is {self.scores!r}, not one of {', '.join(SCORES)}")
+        if self.head not in ("mlp", "tied"):
+            raise InputError(f"head is {self.head!r}, not mlp or tied")
+        if self.critic_trunk not in ("shared", "own") or self.target_trunk not in ("shared", "average"):
+            raise InputError(
+                f"critic_trunk is {self.critic_trunk!r} and target_trunk {self.target_trunk!r}: see --help"
+            )
+        if (self.critic == "likelihood") != (self.likelihood is not None):
+            raise InputError(f"critic is {self.critic!r} and likelihood {self.likelihood!r}: give both, or neither")
+        super().__post_init__(**kwargs)
