@@ -18,7 +18,7 @@ from transformers.utils import logging
 from benchmarks import build, candidates, decode, machine, memory, page, scaling, train, tree
 from benchmarks.pairs import Disagreement, say
 from benchmarks.report import Section
-from ilql.checkpoint import write_text
+from ilql.atomic import write_text
 from ilql.types import InputError
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], list[Section]]] = {

@@ -14,7 +14,7 @@ from benchmarks import scaling
 from benchmarks.goals import verdicts
 from benchmarks.pairs import Measured
 from benchmarks.report import Section
-from ilql.checkpoint import write_text
+from ilql.atomic import write_text
 from ilql.report import table
 from ilql.types import InputError
 
