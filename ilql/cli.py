@@ -1,7 +1,8 @@
 """The command `ilql`: the same functions as the scripts, so that an installed package can do everything. Decision: a
 command's module is imported when the command is called, and within the guard that keeps tracebacks from users.
 
-Status: 0 done, 1 training broke down (a loss that is not finite), 2 the input or an option cannot be used.
+Status: 0 done, 1 training broke down (a loss that is not finite), 2 the input or an option cannot be used, 130 and 143
+stopped by SIGINT (Ctrl-C) and by SIGTERM.
 """
 
 from __future__ import annotations
@@ -30,8 +31,20 @@ A key given here wins over the file's; lists take several values: --data.path A 
   --seeds 0-4      one run a seed, in OUTPUT/seed-N; finished ones are skipped, interrupted ones go on
   --resume         continue the run in --output from its newest valid checkpoint
   --allow-inexact  resume even where the result may differ from an uninterrupted run's
+  --skip-nonfinite N   leave out up to N windows whose loss or gradient is not finite, and count them
+  --auto-micro-batch   divide micro-batches that do not fit into memory; the step and its loss stay the same
+
+SIGTERM or Ctrl-C: the step ends, a checkpoint is written, status 143 or 130; a second one ends the process at once.
 
 """
+
+
+def _spelled(word: str) -> str:
+    """Two options of the config are also written as a command's."""
+    name, equals, value = word.partition("=")
+    if name == "--auto-micro-batch":
+        return f"--auto_micro_batch={value or 'true'}"
+    return f"--skip_nonfinite{equals}{value}" if name == "--skip-nonfinite" else word
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +59,7 @@ def _train(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(TRAIN_HELP + options())
         return 0
-    argv, several = _seeds(argv)
+    argv, several = _seeds([_spelled(word) for word in argv])
     flags = {name: name in argv for name in ("--resume", "--allow-inexact")}
     cfg = load_config([word for word in argv if word not in flags])
 
@@ -54,6 +67,7 @@ def _train(argv: list[str]) -> int:
 
     from ilql import seeds
     from ilql.progress import TrainingError
+    from ilql.signals import Stopped
     from ilql.trainer import train
 
     try:
@@ -66,6 +80,9 @@ def _train(argv: list[str]) -> int:
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
+        return stopped.status
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

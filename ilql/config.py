@@ -36,6 +36,8 @@ class TrainConfig:
     hyper: the algorithm's own options; in YAML and on the command line they stand under the algorithm's name.
     init_from: a run whose weights to start from, as far as shapes fit. bf16: autocast. compile: the trunk's blocks.
     device: auto takes an accelerator where there is one. threads: of torch on the CPU, null for its own choice.
+    skip_nonfinite: windows that may be left out for a number that is not finite before that stops the run.
+    auto_micro_batch: divide micro-batches that do not fit into memory; the step and its loss stay the same.
     """
 
     algo: str
@@ -53,6 +55,8 @@ class TrainConfig:
     compile: bool = False
     device: Literal["auto", "cpu"] = "auto"
     threads: int | None = None
+    skip_nonfinite: int = 0
+    auto_micro_batch: bool = False
 
     def __post_init__(self) -> None:
         if self.algo not in ALGOS:
@@ -67,6 +71,7 @@ class TrainConfig:
         for name, value, least in (
             ("steps", self.steps, 1),
             ("seed", self.seed, 0),
+            ("skip_nonfinite", self.skip_nonfinite, 0),
             ("threads", 1 if self.threads is None else self.threads, 1),
             ("batch.accumulate", self.batch.accumulate, 1),
             ("batch.passes", self.batch.passes, 1),
@@ -254,8 +259,7 @@ def _near(key: str, known: Mapping[str, Any]) -> str:
 
 
 def _refuse(key: str, where: str) -> None:
-    names = dict.fromkeys([*_keys(), *_sections()])
-    raise InputError(f"{where}: unknown option {key!r}{_near(key, names) or '; see --help'}")
+    raise InputError(f"{where}: unknown option {key!r}{_near(key, _keys() | _sections()) or '; see --help'}")
 
 
 # ---- checking --------------------------------------------------------------------------------------------------------

@@ -16,22 +16,31 @@ class TrainingError(RuntimeError):
 class Progress:
     """Where a run stands, JSON-able. step: optimizer steps done. epoch, batch: the next micro-batch of this order.
 
-    sums, rows: metrics since the last row of the log. values: the number of decisions and their `diagnostics.sums`
-    since then. best: step and validation total of the best checkpoint. reports: the last value of each metric.
+    accumulated: micro-batches taken of the open window, none between steps, where checkpoints are made. reported: the
+    last step whose rows are written and checkpoints made. pieces: into how many each micro-batch is divided for want of
+    memory. skipped: windows left out since something was not finite. sums, rows: metrics since the last row of the log.
+    values: the number of decisions and their `diagnostics.sums` since then. norms: of the gradient's parts, where a row
+    is due. best: step and validation total of the best checkpoint. reports: the last value of each metric.
     """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    accumulated: int = 0
+    reported: int = 0
+    pieces: int = 1
+    skipped: int = 0
     rows: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     values: list[float] = field(default_factory=list)
+    norms: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] | None = None
     reports: dict[str, float] = field(default_factory=dict)
 
     def count(self, metrics: Mapping[str, float], decisions: float, seen: Sequence[float]) -> None:
         """One optimizer step more. seen: its `diagnostics.sums`, of so many decisions."""
         self.step += 1
+        self.accumulated = 0
         self.rows += 1
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value

@@ -6,6 +6,7 @@ of it.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import accelerate
+import numpy as np
 import torch
 import transformers
 
-from ilql import atomic, checkpoint
+from ilql import __version__, atomic, checkpoint
 from ilql.algos import ALGOS, critic
 from ilql.config import TrainConfig, dump, flat, load_config
 from ilql.model import ILQLModel
@@ -24,7 +26,7 @@ from ilql.scores import actor
 from ilql.types import InputError
 
 # What may differ between the run that was interrupted and the one that goes on without changing a single weight.
-HARMLESS = ("output", "log.keep", "log.tensorboard", "log.model", "batch.workers")
+HARMLESS = ("output", "log.keep", "log.tensorboard", "log.model", "batch.workers", "skip_nonfinite", "auto_micro_batch")
 
 
 def check(cfg: TrainConfig, resume: bool, allow_inexact: bool) -> bool:
@@ -86,10 +88,14 @@ def describe(cfg: TrainConfig, manifests: Sequence[Mapping[str, Any]]) -> None:
     atomic.write_text(run / "config.yaml", dump(cfg))
 
 
-def environment(processes: int, device: str, datasets: list[str]) -> dict[str, Any]:
-    """What the bits of a result depend on beside config and code. datasets: digests of the manifests."""
+def environment(cfg: TrainConfig, processes: int, device: str, datasets: list[str]) -> dict[str, Any]:
+    """What the bits of a result depend on. datasets: digests of the manifests."""
+    options = json.dumps({k: v for k, v in flat(cfg).items() if k not in HARMLESS}, sort_keys=True)
     return {
+        "config": hashlib.sha256(options.encode()).hexdigest(),
+        "ilql": __version__,
         "python": platform.python_version(),
+        "numpy": np.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,

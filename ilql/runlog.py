@@ -1,6 +1,7 @@
 """What a run writes while it trains. Decision: two JSONL files. `metrics.jsonl` holds only what the same config and
 seed always give again, so that two runs can be compared byte by byte; whatever depends on the machine's mood (seconds,
-rates) goes to `timing.jsonl`. Both are cut back to a recorded length on resume, so that no row ever appears twice.
+rates) goes to `timing.jsonl`, outside of every digest. Both are cut back on resume, so that no row ever appears twice:
+the one to the length that the checkpoint recorded, the other to the checkpoint's step.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from ilql import atomic
 from ilql.types import InputError
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
@@ -54,10 +56,8 @@ class LogConfig:
 class RunLog:
     """The two files, TensorBoard, and their positions. On processes other than the first, `folder` is None: no-ops."""
 
-    def __init__(
-        self, folder: Path | None, *, positions: dict[str, int] | None = None, tensorboard: bool = False
-    ) -> None:
-        """positions: byte lengths to cut each file back to; None begins both anew."""
+    def __init__(self, folder: Path | None, *, length: int = 0, step: int = 0, tensorboard: bool = False) -> None:
+        """length: bytes to cut metrics.jsonl back to. step: the last one whose rates timing.jsonl keeps."""
         self.files: dict[str, IO[bytes]] = {}
         self.board: Any = None
         self.since = time.perf_counter()
@@ -66,22 +66,21 @@ class RunLog:
         for name in (METRICS, TIMING):
             path = folder / name
             path.touch()
-            at = (positions or {}).get(name, 0)
+            at = length if name == METRICS else _up_to(path, step)
             if path.stat().st_size < at:
                 raise InputError(f"{path} is shorter than its checkpoint recorded ({at} bytes); start a new run")
             os.truncate(path, at)
-            self.files[name] = path.open("ab")
+            self.files[name] = path.open("ab", buffering=0)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # only where it is asked for
 
             self.board = SummaryWriter(str(folder / "tensorboard"))
 
-    def positions(self) -> dict[str, int]:
-        """Byte lengths after flushing everything to the disk: what a checkpoint records."""
+    def length(self) -> int:
+        """Bytes of metrics.jsonl after flushing everything to the disk: what a checkpoint records."""
         for file in self.files.values():
-            file.flush()
             os.fsync(file.fileno())
-        return {name: file.tell() for name, file in self.files.items()}
+        return os.fstat(self.files[METRICS].fileno()).st_size
 
     def metrics(self, row: dict[str, float | int]) -> None:
         """One row. Every value is finite: the trainer stops before it would report another."""
@@ -100,12 +99,33 @@ class RunLog:
         self._write(TIMING, {"step": step, "seconds": seconds, **rates, **shares})
 
     def _write(self, name: str, row: dict[str, float | int]) -> None:
-        if name in self.files:
-            self.files[name].write((json.dumps(row, allow_nan=False) + "\n").encode())
-            self.files[name].flush()
+        if name not in self.files:
+            return
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        file, left = self.files[name], memoryview(line)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:  # half a line is cut off when the run goes on
+            mend = f"{atomic.FREE}, then use --resume"
+            raise atomic.failed(Path(file.name), error, len(line), mend) from error
 
     def close(self) -> None:
         for file in self.files.values():
             file.close()
         if self.board is not None:
             self.board.close()
+
+
+def _up_to(path: Path, step: int) -> int:
+    """Bytes of the whole lines of timing.jsonl up to a step."""
+    at = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break
+            at += len(line)
+    return at

@@ -18,6 +18,7 @@ from ilql import diagnostics
 from ilql.algos import ALGOS
 from ilql.config import TrainConfig
 from ilql.data import Batch
+from ilql.faults import bad_weight, sound_rewards
 from ilql.learner import Learner
 from ilql.model import ILQLModel
 from ilql.optim import adamw, learning_rate
@@ -26,7 +27,8 @@ from ilql.optim import adamw, learning_rate
 @dataclass
 class Gradient:
     """What one window gave, before the weights move. metrics: of all processes. terms: the window's mean of every
-    loss by micro-batch of this process. seen: `diagnostics.sums` of `decisions`. tokens, work: for the timing."""
+    loss by micro-batch of this process. seen: `diagnostics.sums` of `decisions`. tokens, work: for the timing. norms:
+    of its parts. unsound: micro-batches of all processes whose rewards are not finite. weight: one that is not."""
 
     metrics: dict[str, float]
     terms: list[dict[str, Tensor]]
@@ -35,10 +37,18 @@ class Gradient:
     tokens: float
     work: list[float]
     norms: dict[str, float]
+    unsound: float
+    weight: str | None
 
     @property
-    def finite(self) -> bool:
-        return all(map(math.isfinite, self.metrics.values()))
+    def fault(self) -> tuple[str, float] | None:
+        """What is not finite, and its value: the cause before what follows from it."""
+        if self.weight is not None:
+            return f"the weight {self.weight}", math.nan
+        if self.unsound:
+            return "a reward", math.nan
+        bad = [(name, value) for name, value in self.metrics.items() if not math.isfinite(value)]
+        return next((found for found in bad if found[0] != "total"), bad[0] if bad else None)
 
 
 class Stepper:
@@ -52,6 +62,8 @@ class Stepper:
         self.learner = accelerator.prepare(self.unwrapped)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = adamw(cfg.optim, self.parameters)
+        # What a step moves: the targets too.
+        self.moved = {name: p for name, p in model.named_parameters() if p.requires_grad or "target" in name}
         self.names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
         self.dtype = next(model.parameters()).dtype
 
@@ -88,13 +100,14 @@ class Stepper:
             terms.append({name: part.detach().double() for name, part in parts.items()})
         names = list(terms[0])
         sums = torch.stack([torch.stack([t[k] for k in names]) for t in terms]).sum(0)
-        both = self.reduce(torch.cat([sums, torch.stack(read).sum(0)]))
+        strange = sums.new_tensor([sum(not sound_rewards(batch) for batch in window)])
+        unsound, *both = self.reduce(torch.cat([strange, sums, torch.stack(read).sum(0)]))
         values, seen = both[: len(names)], both[len(names) :]
         metrics = dict(zip(names, values, strict=True))
         metrics["total"] = math.fsum(values)
         parts_norms = diagnostics.gradient_norms(self.parameters) if norms else {}
         metrics["grad_norm"] = self.clip(first)
-        return Gradient(metrics, terms, seen, n, tokens, work, parts_norms)
+        return Gradient(metrics, terms, seen, n, tokens, work, parts_norms, unsound, bad_weight(self.moved))
 
     def weighted(self, vectors: Mapping[str, Tensor], n: float, m: float) -> dict[str, Tensor]:
         """Each vector's share in the window's mean: its sum over the global count of tokens or decisions."""

@@ -4,20 +4,20 @@ random states; so a run that was killed goes on bit by bit as if it had not been
 
 from __future__ import annotations
 
+import gc
 import json
 import math
-from collections.abc import Generator, Mapping
+import signal
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ilql import atomic, checkpoint, diagnostics, runfolder, warmstart
+from ilql import atomic, checkpoint, diagnostics, faults, runfolder, warmstart
 from ilql.compiled import compile_blocks
 from ilql.config import TrainConfig
 from ilql.data import Batch
@@ -28,7 +28,9 @@ from ilql.model import ILQLModel
 from ilql.optim import learning_rate
 from ilql.progress import Progress, TrainingError, due
 from ilql.runlog import RunLog
+from ilql.signals import SIGNALS, Listener, Stopped, Unfinished
 from ilql.stepper import Gradient, Stepper
+from ilql.stream import Taken, divided, stream
 
 
 def train(cfg: TrainConfig, *, resume: bool = False, allow_inexact: bool = False) -> Path:
@@ -82,10 +84,10 @@ class Run:
         self.stepper = Stepper(cfg, accelerator, model, feed.most)
         self.progress = Progress()
         self.counted = [0.0] * 5  # tokens, decisions, `diagnostics.work` since the last row, for the timing only
-        self.norms: dict[str, float] = {}  # of the gradient's parts, where a row is due
         self.doubted: set[str] = set()
-        self.positions: dict[str, int] | None = None
-        self.environment = runfolder.environment(accelerator.num_processes, accelerator.device.type, feed.digests)
+        self.length = 0  # of metrics.jsonl, as the checkpoint says
+        self.listener = Listener()
+        self.environment = runfolder.environment(cfg, accelerator.num_processes, accelerator.device.type, feed.digests)
         set_seed(cfg.seed + accelerator.process_index)  # after the model is built: processes differ in dropout only
 
     def say(self, text: str) -> None:
@@ -94,71 +96,119 @@ class Run:
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
     def go(self) -> None:
-        """Train to the last step, then write `model/`."""
+        """Train to the last step, then write `model/`. Raises Stopped, after saving, where a signal asked for it."""
         cfg, progress = self.cfg, self.progress
-        log = RunLog(self.folder if self.main else None, positions=self.positions, tensorboard=cfg.log.tensorboard)
+        folder = self.folder if self.main else None
+        log = RunLog(folder, length=self.length, step=progress.step, tensorboard=cfg.log.tensorboard)
         bar = tqdm(total=cfg.steps, initial=progress.step, disable=not self.main, unit="step", mininterval=1.0)
-        stream = self.micro_batches()
+        source = stream(self.feed, progress, cfg.batch.workers)
         try:
-            while progress.step < cfg.steps:
-                window = [next(stream) for _ in range(cfg.batch.accumulate)]
-                total = self.step(window)
-                bar.update()
-                bar.set_postfix(loss=f"{total:.4g}", refresh=False)
-                last = progress.step == cfg.steps
-                improved = self.report(log, last)
-                if improved or last or due(progress.step, cfg.log.checkpoint_every):
-                    self.save(log)
+            with self.listener:
+                while progress.step < cfg.steps or progress.reported < progress.step:
+                    if self.asked():
+                        self.halt(log)
+                    if progress.reported < progress.step:
+                        self.conclude(log)
+                        continue
+                    total = self.step([next(source) for _ in range(cfg.batch.accumulate)])
+                    if total is not None:
+                        bar.update()
+                        bar.set_postfix(loss=f"{total:.4g}", refresh=False)
         finally:
-            stream.close()
+            source.close()
             bar.close()
             log.close()
         self.finish()
 
-    def micro_batches(self) -> Generator[Batch]:
-        """Micro-batches from where `progress` stands, without end; `progress` moves as they are taken."""
-        progress = self.progress
-        while True:
-            rows = self.feed.order.batches(progress.epoch)[progress.batch :]
-            # A loader draws from the global random state unless it has a generator of its own.
-            loader: DataLoader[Any] = DataLoader(
-                self.feed.rows,  # type: ignore[arg-type]
-                batch_sampler=rows,  # type: ignore[arg-type]
-                collate_fn=self.feed.collate,
-                num_workers=self.cfg.batch.workers,
-                generator=torch.Generator(),
-            )
-            for batch in loader:
-                progress.batch += 1
-                yield batch
-            progress.epoch, progress.batch = progress.epoch + 1, 0
+    def asked(self) -> int:
+        """The signal by which any process was asked to stop, 0 for none."""
+        if self.accelerator.num_processes == 1:
+            return self.listener.signum
+        heard = self.stepper.reduce([float(self.listener.signum == number) for number in SIGNALS])
+        return next((int(number) for number, count in zip(SIGNALS, heard, strict=True) if count), 0)
 
-    def step(self, window: list[Batch]) -> float:
-        """One optimizer step on a window of micro-batches; returns the total loss. Raises TrainingError before the
-        weights move if a loss or the gradient is not finite."""
+    def halt(self, log: RunLog) -> NoReturn:
+        """Save what is done, unless it is saved, and end."""
+        signum, folder = self.asked(), self.folder / "checkpoints"
         step = self.progress.step
-        found = self.stepper.gradient(window, first=step == 0, norms=self.rowdue(step + 1))
-        if not found.finite:
-            self.stop(window, found)
+        if self.progress.reported < step or step not in checkpoint.steps(folder):
+            self.save(log)
+        name = signal.Signals(signum).name
+        raise Stopped(signum, f"{name}: stopped and saved after step {step}; the same command with --resume goes on")
+
+    def conclude(self, log: RunLog) -> None:
+        """The rows and the checkpoint that are due after a step."""
+        step = self.progress.step
+        last = step == self.cfg.steps
+        try:
+            improved = self.report(log, last)
+        except Unfinished:
+            return
+        self.progress.reported = step
+        if improved or last or due(step, self.cfg.log.checkpoint_every):
+            self.save(log)
+
+    def step(self, window: list[Taken]) -> float | None:
+        """One optimizer step on a window of micro-batches; returns the total loss, None where the window was left out.
+        Raises TrainingError before the weights move if a reward, a loss, the gradient or a weight is not finite."""
+        step = self.progress.step
+        batches, found = self.gradient(window)
+        if found.fault is not None:
+            self.refuse(batches, found, found.fault)
+            return None
         self.stepper.move(step)
-        self.norms = found.norms
+        self.progress.norms = found.norms
         self.progress.count(found.metrics, found.decisions, found.seen)
         counts = [found.tokens, found.decisions, *found.work]
         self.counted = [a + b for a, b in zip(self.counted, counts, strict=True)]
         return found.metrics["total"]
 
-    def stop(self, window: list[Batch], found: Gradient) -> None:
-        """Raise TrainingError that names the dialogues of the micro-batches at fault."""
-        bad = [b.ids for b, t in zip(window, found.terms, strict=True) if not all(x.isfinite() for x in t.values())]
-        named = gather_object([i for ids in bad for i in ids])
-        ids = named or gather_object([i for b in window for i in b.ids])
+    def gradient(self, window: list[Taken]) -> tuple[list[Batch], Gradient]:
+        """The gradient of a window and the micro-batches that it was computed in: smaller ones than were taken where
+        these do not fit into memory and that is allowed."""
+        step, progress = self.progress.step, self.progress
+        while True:
+            pieces = progress.pieces
+            batches = [b for t in window for b in ([t.batch] if pieces == 1 else divided(self.feed, t, pieces))]
+            try:
+                return batches, self.stepper.gradient(batches, first=step == 0, norms=self.row_due(step + 1))
+            except (RuntimeError, MemoryError) as error:
+                if not faults.is_memory(error):
+                    raise
+                largest = max(window, key=lambda t: len(t.batch.tokens))
+                said = faults.too_large(largest.batch, len(largest.rows), pieces)
+                most = max(len(t.rows) for t in window)
+                if not self.cfg.auto_micro_batch or pieces >= most or self.accelerator.num_processes > 1:
+                    raise TrainingError(f"step {step}: {said}") from error
+            progress.pieces = 2 * pieces
+            self.stepper.forget()
+            gc.collect()
+            self.say(f"step {step}: {said.split(';')[0]}; from here on each is divided into {progress.pieces}")
+
+    def refuse(self, batches: list[Batch], found: Gradient, fault: tuple[str, float]) -> None:
+        """Leave a window out where that is allowed, else raise TrainingError; either way the dialogues of the
+        micro-batches at fault are named and kept."""
+        step, progress = self.progress.step, self.progress
+        name, value = fault
+        pairs = list(zip(batches, found.terms, strict=True))
+        bad = [(b, t) for b, t in pairs if not (faults.sound_rewards(b) and all(x.isfinite() for x in t.values()))]
+        kept = gather_object([faults.record(b, t) for b, t in bad])
+        kept = kept or gather_object([faults.record(b, t) for b, t in pairs])
+        ids = [i for batch in kept for i in batch["dialogues"]]
+        said = f"step {step}: {name} is {value} on dialogues {faults.names(ids)}"
+        if self.main:
+            facts = {"step": step, "what": name, "value": value}
+            path = faults.dump(self.folder, f"step-{step}-{progress.skipped}", facts, kept)
+            said += f" (kept in {path})"
         self.stepper.forget()
-        name = next(k for k, v in found.metrics.items() if k != "total" and not math.isfinite(v))
-        more = f" and {len(ids) - 20} more" if len(ids) > 20 else ""
-        raise TrainingError(
-            f"step {self.progress.step}: {name} is {found.metrics[name]} on dialogues {', '.join(ids[:20])}{more}; the "
-            "weights are as before this step: look at these dialogues' rewards, or lower optim.lr or data.reward_scale"
-        )
+        if found.weight is not None or progress.skipped >= self.cfg.skip_nonfinite:
+            raise TrainingError(
+                f"{said}; the weights are as before this step: look at these dialogues' rewards, lower optim.lr or "
+                "data.reward_scale, or go on without them by --skip-nonfinite N"
+            )
+        progress.skipped += 1
+        progress.accumulated = 0
+        self.say(f"{said}; left out, {progress.skipped} of at most {self.cfg.skip_nonfinite}")
 
     # ---- reports -----------------------------------------------------------------------------------------------------
 
@@ -166,30 +216,31 @@ class Run:
         """Write the rows that are due after a step; returns whether the validation total is the best so far."""
         cfg, progress = self.cfg, self.progress
         row: dict[str, float | int] = {}
-        if self.rowdue(progress.step):
-            row = {"step": progress.step, "epoch": progress.epoch}
-            row["lr"] = learning_rate(cfg.optim, progress.step - 1, cfg.steps)
-            row |= progress.means()
-            row |= self.norms | diagnostics.metrics(progress.values, len(self.model.q))
-            tokens, decisions, *work = self.counted
-            log.timing(progress.step, tokens, decisions, diagnostics.shares(*work))
-            progress.begin_row()
-            self.counted = [0.0] * 5
-        improved = False
+        improved, found = False, {}
         if cfg.log.validate_every and (last or due(progress.step, cfg.log.validate_every)):
             found = self.validate()
-            row = {"step": progress.step, "epoch": progress.epoch} | row | found
             total = found["validation/total"]
             improved = progress.best is None or total < progress.best["validation/total"]
             if improved:
                 progress.best = {"step": progress.step, "validation/total": total}
+        if found or self.row_due(progress.step):
+            row = {"step": progress.step, "epoch": progress.epoch}
+        if self.row_due(progress.step):
+            row["lr"] = learning_rate(cfg.optim, progress.step - 1, cfg.steps)
+            row |= progress.means() | progress.norms | diagnostics.metrics(progress.values, len(self.model.q))
+            row |= {"skipped": progress.skipped} if progress.skipped else {}
+            tokens, decisions, *work = self.counted
+            log.timing(progress.step, tokens, decisions, diagnostics.shares(*work))
+            progress.begin_row()
+            self.counted = [0.0] * 5
+        row |= found
         if row:
             log.metrics(row)
             progress.reports |= row
             self.doubt(row)
         return improved
 
-    def rowdue(self, step: int) -> bool:
+    def row_due(self, step: int) -> bool:
         return step == self.cfg.steps or due(step, self.cfg.log.every)
 
     def doubt(self, row: Mapping[str, float]) -> None:
@@ -203,7 +254,11 @@ class Run:
     def validate(self) -> dict[str, float]:
         """The means of the loss vectors over the fixed validation set, and what `diagnostics` says of the values."""
         device = self.accelerator.device
-        batches = (batch.to(device, self.stepper.dtype) for batch in self.feed.validation)
+        # Validation may take long and can be done again, so one process breaks it off; several would have to agree.
+        held = (
+            self.listener.heeding(self.feed.validation) if self.accelerator.num_processes == 1 else self.feed.validation
+        )
+        batches = (batch.to(device, self.stepper.dtype) for batch in held)
         found = diagnostics.survey(self.stepper.unwrapped, batches, self.stepper.autocast)
         *values, n, m = self.stepper.reduce([*found.sums.values(), float(found.n), float(found.m)])
         whole = diagnostics.Survey(dict(zip(found.sums, values, strict=True)), int(n), int(m))
@@ -221,6 +276,12 @@ class Run:
 
     def save(self, log: RunLog) -> None:
         """Write checkpoints/step-N, note the best, drop the oldest."""
+        weight = faults.bad_weight(self.stepper.moved)
+        if weight is not None:
+            raise TrainingError(
+                f"step {self.progress.step}: the weight {weight} is not finite after it; the last checkpoint stands: "
+                "lower optim.lr"
+            )
         states = gather_object([checkpoint.random_states()])  # one for each process
         if self.main:
             progress = asdict(self.progress)
@@ -231,7 +292,7 @@ class Run:
                     "optimizer": checkpoint.optimizer_tensors(self.stepper.optimizer, self.stepper.names),
                 },
                 {
-                    "trainer": {"progress": progress, "logs": log.positions(), "environment": self.environment},
+                    "trainer": {"progress": progress, "metrics": log.length(), "environment": self.environment},
                     "random": states,
                 },
             )
@@ -264,7 +325,7 @@ class Run:
         checkpoint.load_model(self.model, tensors["model"])
         checkpoint.load_optimizer(self.stepper.optimizer, self.stepper.names, tensors["optimizer"])
         self.progress = Progress(**trainer["progress"])
-        self.positions = trainer["logs"]
+        self.length = int(trainer["metrics"])
         states = documents["random"]
         checkpoint.set_random_states(states[self.accelerator.process_index % len(states)])
         self.say(f"continues from {path}")

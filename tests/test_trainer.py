@@ -415,7 +415,7 @@ def test_the_run_folder(data: Path, tmp_path: Path) -> None:
     trainer = checkpoint.load(run / "checkpoints" / "step-4")[1]["trainer"]
     assert trainer["environment"]["threads"] == 1
     assert trainer["environment"]["torch"] == torch.__version__
-    assert trainer["logs"]["metrics.jsonl"] == (run / "metrics.jsonl").stat().st_size
+    assert trainer["metrics"] == (run / "metrics.jsonl").stat().st_size
 
 
 # ---- starting from another run ---------------------------------------------------------------------------------------
@@ -565,18 +565,18 @@ def test_what_is_not_finite_stops_before_the_step(
 
     monkeypatch.setattr(ilql.algos.bc, "loss", breaking)
     digests: list[dict[str, Tensor]] = []
-    keep = Run.stop
+    keep = Run.refuse
 
     def spy(self: Run, *args: Any) -> None:
         digests.append({name: t.clone() for name, t in checkpoint.model_tensors(self.model).items()})
         keep(self, *args)
 
-    monkeypatch.setattr(Run, "stop", spy)
+    monkeypatch.setattr(Run, "refuse", spy)
     cfg = config(data, tmp_path / "run", "bc", batch={"dialogues": 3, "accumulate": 2}, log={"checkpoint_every": 1})
     with pytest.raises(TrainingError) as caught:
         train(cfg)
     name, ids = ("bc", calls[5]) if where == "loss" else ("grad_norm", calls[4] + calls[5])
-    assert f"step 2: {name} is nan on dialogues {', '.join(ids)};" in str(caught.value)
+    assert f"step 2: {name} is nan on dialogues {', '.join(ids)} (kept in" in str(caught.value)
     assert all(torch.equal(t, weights(tmp_path / "run")[n]) for n, t in digests[0].items())
     assert list(checkpoint.steps(tmp_path / "run" / "checkpoints")) == [1, 2]
     assert os.path.getsize(tmp_path / "run" / "metrics.jsonl") > 0
