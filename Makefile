@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all the set-up there is: both build .venv first, where it is missing or out of date.
 # Variables: CONSTRAINTS (pins; empty = the newest that setup.cfg allows), PYTHON (the interpreter that .venv is made
-# with), JOBS (test processes), DEMO_ARGS, BENCH_ARGS, PYTEST_ARGS, MUTANTS (names), ILQL_CORPORA (the published corpora).
+# with), JOBS (test processes), DEMO_ARGS, BENCH_ARGS, SOAK_ARGS, PYTEST_ARGS, MUTANTS (names), ILQL_CORPORA (the published corpora).
 
 CONSTRAINTS ?= constraints.txt
 EXTRAS ?= dev,report,tensorboard
@@ -24,7 +24,7 @@ endif
 SOURCES := $(wildcard ilql datasets_prep train.py eval.py examples/*.py benchmarks/*.py tests/mutants/run.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint layers pytest bench golden mutants docs clean
+.PHONY: help setup demo test lint layers pytest soak bench golden mutants docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -62,6 +62,9 @@ layers: $(STAMP)  ## modules import only from those before them
 # One thread a process: the models of the tests are small, and two processes of two threads would share two cores.
 pytest: $(STAMP)  ## the tests alone (PYTEST_ARGS="-k maze")
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal --durations 10 $(PYTEST_ARGS)
+
+soak: $(STAMP)  ## kills, flipped bits, full disks: what docs/reliability.md promises, many times (SOAK_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m tests.reliability $(SOAK_ARGS)
 
 bench: $(STAMP)  ## the benchmarks (25 minutes on 2 cores; BENCH_ARGS=--quick for a look, see docs/performance.md)
 	$(PY) -m benchmarks $(BENCH_ARGS)

@@ -19,6 +19,7 @@ from pathlib import Path
 from ilql.types import InputError
 
 TEMPORARY = ".tmp-"
+OLD = f"{TEMPORARY}old-"
 FREE = "free some space"
 
 
@@ -127,7 +128,7 @@ def _publish(temporary: Path, final: Path, replace: bool) -> None:
     for path in sorted(temporary.rglob("*")):
         fsync(path)
     fsync(temporary)
-    old = final.with_name(f"{TEMPORARY}old-{final.name}")
+    old = final.with_name(f"{OLD}{final.name}")
     if replace and final.exists():
         if old.exists():
             shutil.rmtree(old)
@@ -139,6 +140,10 @@ def _publish(temporary: Path, final: Path, replace: bool) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written. Only the owner of the folder's lock may call it."""
+    """Remove what killed processes left half-written, and put back what one had moved away to exchange it. Only the
+    owner of the folder's lock may call it."""
+    for path in folder.glob(f"{OLD}*"):
+        if not path.with_name(path.name.removeprefix(OLD)).exists():
+            path.rename(path.with_name(path.name.removeprefix(OLD)))
     for path in folder.glob(f"{TEMPORARY}*"):
         _remove(path)

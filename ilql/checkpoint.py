@@ -114,6 +114,11 @@ def steps(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def begun(folder: Path) -> bool:
+    """Whether a run has a checkpoint, be it one that was moved away to be exchanged when the process was killed."""
+    return bool(steps(folder)) or any(folder.glob(f"{atomic.OLD}step-*"))
+
+
 def latest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     """The newest valid checkpoint of a `checkpoints` folder (None where there is none), and why newer ones are not."""
     skipped: dict[Path, str] = {}

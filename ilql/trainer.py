@@ -42,7 +42,7 @@ def train(cfg: TrainConfig, *, resume: bool = False, allow_inexact: bool = False
     """
     accelerator = start(cfg)
     known = runfolder.check(cfg, resume, allow_inexact)
-    begins = not (known and checkpoint.steps(Path(cfg.output) / "checkpoints"))
+    begins = not (known and checkpoint.begun(Path(cfg.output) / "checkpoints"))
     feed = read(cfg, accelerator.process_index, accelerator.num_processes)
     if feed.advice:
         say(accelerator, f"warning: {feed.advice}")
