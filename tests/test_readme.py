@@ -87,7 +87,7 @@ def parse(words: list[str]) -> None:
     if words[1] == "train.py":
         rest, several = cli._seeds(words[2:])
         assert several is None or seeds.numbers(several)
-        load_config([word for word in rest if word != "--resume"])
+        load_config([cli._spelled(word) for word in rest if word != "--resume"])
     elif words[1] == "eval.py":
         if "--data" in words:
             ope._parser().parse_args(words[2:])
