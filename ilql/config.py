@@ -119,6 +119,8 @@ class TrainConfig:
             )
         if self.model.freeze == "trunk" and getattr(self.hyper, "closing", 1.0) != 1:
             raise InputError(f"{self.algo}.closing needs dialogues, and data.cache holds decisions; leave one out")
+        if self.model.freeze == "trunk" and hasattr(ALGOS[self.algo], "whole") and ALGOS[self.algo].whole(self.hyper):
+            raise InputError(f"{self.algo} reads whole dialogues here, and data.cache holds decisions; leave it out")
         if self.batch.dialogues is not None and self.model.freeze == "trunk":
             raise InputError("batch.dialogues says nothing to data.cache, which knows decisions; set batch.decisions")
 

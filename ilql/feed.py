@@ -206,7 +206,7 @@ def _check_behaviour(cfg: TrainConfig, rows: Rows) -> None:
     missing = int(np.isnan(rows.logp).sum())
     if missing:
         raise InputError(
-            f"{cfg.algo} reads the log-probability of every utterance under the policy that wrote it, but "
+            f"{cfg.algo} reads the log-probability of every action under the policy that wrote it, but "
             f"{rows.folder} lacks {missing:,} of {len(rows.logp):,} in its {rows.split} split; let a run score them: "
             f"python -m ilql.annotate logprobs RUN {rows.folder}"
         )

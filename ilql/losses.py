@@ -125,6 +125,40 @@ def clipped_ratio(logp: Tensor, reference: Tensor, clip: float) -> Tensor:
     return torch.exp((logp.detach() - reference).clamp(low, high))
 
 
+def importance_ratio(logp: Tensor, behaviour: Tensor, limit: float) -> Tensor:
+    """rho = pi(a | s) / mu(a | s), (N), at most `limit` (truncated importance sampling, Ionides 2008). Its gradient is
+    rho times that of log pi, where rho stands at the limit too.
+
+    The logarithm is held below the limit's before exp, so that no ratio overflows. behaviour (N): log mu(a | s).
+    """
+    change = logp - behaviour
+    over = (change.detach() - math.log(limit)).clamp(min=0.0)
+    return torch.exp(change - over)
+
+
+def of_dialogue(logp: Tensor, first: Tensor) -> Tensor:
+    """log-probability of a whole dialogue at each of its decisions, (N): the sum over them, of which the decision's own
+    part alone has a gradient. first (N): where a dialogue begins; its decisions stand in a row.
+
+    So the ratio of two of these weighs the gradient of each step by how likely the whole dialogue has become.
+    """
+    dialogue = first.long().cumsum(0) - 1
+    constant = logp.detach()
+    total = constant.new_zeros(int(first.sum())).index_add(0, dialogue, constant)
+    return logp - constant + total[dialogue]
+
+
+def ppo_clip(ratio: Tensor, advantage: Tensor, clip: float | None) -> Tensor:
+    """-min(rho A, clip(rho, 1 - clip, 1 + clip) A), (N) (Schulman et al. 2017, eq. 7); None: -rho A (eq. 6). The
+    advantage is a constant.
+
+    Where A is above 0 a ratio above 1 + clip teaches no more, where it is below 0 one below 1 - clip.
+    """
+    advantage = advantage.detach()
+    plain = ratio * advantage
+    return -plain if clip is None else -torch.minimum(plain, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
 def awr_weight(advantage: Tensor, beta: float, clip: float) -> Tensor:
     """min(exp(beta A), clip), (N), a constant: advantage-weighted regression (Kostrikov et al. 2021, eq. 7).
 

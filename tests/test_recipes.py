@@ -40,6 +40,8 @@ def maze(tmp_path_factory):
     few = {"dialogues": 40}
     for name, tokenizer in (("maze", "word"), ("maze-bpe", "bpe:512")):
         build(Options("maze", output=folder / name, tokenizer=tokenizer, action_tokens=MOVES, corpus_options=few))
+    cloned = ["--data.path", str(folder / "maze"), "--output", str(folder / "clone"), "--steps", "1", "--device", "cpu"]
+    logprobs(train(load_config(["--config", str(recipe("bc")), *cloned])), folder / "maze")
     spoken = folder / "maze-utterance"
     build(Options("maze", output=spoken, tokenizer="word", step="utterance", corpus_options=few))
     words = ["--data.path", str(spoken), "--output", str(folder / "bc"), "--steps", "1", "--device", "cpu"]

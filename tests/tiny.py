@@ -14,7 +14,7 @@ from ilql.schema import SCHEMA, VERSION, folder_sha256, sha256
 from ilql.types import Episode, Turn
 
 
-def episodes(count: int, seed: int = 0, logp: float | None = None) -> list[Episode]:
+def episodes(count: int, seed: int = 0) -> list[Episode]:
     """Dialogues of unequal length with rewards, some cut off with and some without an observation after them."""
     rng = random.Random(seed)
     out = []
@@ -22,9 +22,7 @@ def episodes(count: int, seed: int = 0, logp: float | None = None) -> list[Episo
         turns = []
         for _ in range(rng.randint(1, 3)):
             turns.append(Turn("user", rng.choice(["hi", "go on", "ok"])))
-            turns.append(
-                Turn("assistant", rng.choice(["a", "bb", "ccc"]), reward=rng.choice([-1.0, 0.0, 0.5]), logp=logp)
-            )
+            turns.append(Turn("assistant", rng.choice(["a", "bb", "ccc"]), reward=rng.choice([-1.0, 0.0, 0.5])))
         if i % 5 == 1:
             turns.append(Turn("user", "well"))
         out.append(Episode(f"d{i}", turns, terminated=i % 5 not in (1, 2)))
@@ -35,15 +33,15 @@ def dataset(
     folder: Path, count: int = 24, *, step: str = "token", seed: int = 0, held: int = 6, logp: float | None = -3.0
 ) -> Path:
     """Write a dataset folder with `count` dialogues to train on and `held` for validation (0 for no such split). logp:
-    of every utterance, at utterance steps."""
-    told = logp if step == "utterance" else None
+    of every action."""
     encoder = Encoder(tk.train("byte", []))
     folder.mkdir(parents=True)
     encoder.tokenizer.save_pretrained(folder / "tokenizer")
     files = {}
     for split, size, offset in (("train", count, 0), ("validation", held, 100)):
         if size:
-            rows = [encoder.encode(episode, step) for episode in episodes(size, seed + offset, told)]
+            rows = [encoder.encode(episode, step) for episode in episodes(size, seed + offset)]
+            rows = [row | {"logp": [logp] * len(row["start"])} for row in rows]
             files[f"{split}/data-00000.arrow"] = write_rows(folder / split / "data-00000.arrow", rows)
     manifest = {
         "schema_version": VERSION,

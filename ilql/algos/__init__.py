@@ -5,12 +5,12 @@
 extracted), `STEPS` (the time steps it is defined for), `CRITIC` (see `critic`; None for an actor alone) and
 `BOOTSTRAPS` (whether a transition needs its next state). Where it applies: `BACKUP` (what `Out.q_next` is, a name in
 `ilql.backups`); `behaviour(cfg)` (whether it reads `Batch.behaviour`, which then has to be known of every decision);
-`PRIOR = True`, or `prior(cfg)` where that depends on the options (whether it reads `Out.prior_logp` or `Out.kl`, of
-the actor as training began with it); `OFFERED = True` (it reads the dialogues' proposals); `select(returns, cfg) ->
-mask of dialogues` (the part of them that it learns from); `fields(returns, cfg)` (further fields of the model's
-config); `level(to_go, cfg)` (its field `baseline`: see `ilql.algos.baseline`); `advise(returns, cfg) -> sentence or
-None` (what about the scaled returns of the dialogues does not suit the options); `prepare(row, note, cfg) -> row` (a
-row as it reads it: `ilql.control`).
+`whole(cfg)` (whether it reads the decisions of a dialogue together, in their order); `PRIOR = True`, or `prior(cfg)`
+where that depends on the options (whether it reads `Out.prior_logp` or `Out.kl`, of the actor as training began with
+it); `OFFERED = True` (it reads the dialogues' proposals); `select(returns, cfg) -> mask of dialogues` (the part of them
+that it learns from); `fields(returns, cfg)` (further fields of the model's config); `level(to_go, cfg)` (its field
+`baseline`: see `ilql.algos.baseline`); `advise(returns, cfg) -> sentence or None` (what about the scaled returns of the
+dialogues does not suit the options); `prepare(row, note, cfg) -> row` (a row as it reads it: `ilql.control`).
 """
 
 from types import ModuleType
@@ -28,6 +28,7 @@ from ilql.algos import (
     ilql,
     ilql_utterance,
     mc,
+    ppo,
     q_sft,
     reinforce,
     sarsa,
@@ -48,6 +49,7 @@ ALGOS = {
     "a_lol": a_lol,
     "chai": chai,
     "reinforce": reinforce,
+    "ppo": ppo,
 }
 
 
