@@ -1,6 +1,6 @@
-"""`python -m benchmarks [all|train|cache|decode|candidates|build|tree|scaling|memory]`: ours against plain re-creations
-of what the published trainers do, as tables; `all` adds the table of goals. Misses are stated, and are no failure of
-the command; numbers that do not agree are: then nothing is timed, and the status is 1.
+"""`python -m benchmarks [all|train|cache|decode|candidates|build|tree|scaling|memory|trust]`: ours against plain
+re-creations of what the published trainers do, as tables; `all` adds the table of goals. Misses are stated, and are no
+failure of the command; numbers that do not agree are: then nothing is timed, and the status is 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from benchmarks import build, candidates, decode, machine, memory, page, scaling, train, tree
+from benchmarks import build, candidates, decode, machine, memory, page, scaling, train, tree, trust
 from benchmarks.pairs import Disagreement, say
 from benchmarks.report import Section
 from ilql.atomic import write_text
@@ -30,6 +30,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], list[Section]]] = {
     "tree": lambda o: [tree.measure(o.pairs, o.quick)],
     "scaling": lambda o: [scaling.measure(o.pairs, o.quick)],
     "memory": lambda o: [memory.measure(o.shape, o.quick)],
+    "trust": lambda o: [trust.measure(o.pairs, o.quick)],
 }
 
 

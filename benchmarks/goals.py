@@ -33,6 +33,10 @@ def _growth(m: Measured) -> str:
     return f"{100 * m.value:+.1f} %"
 
 
+def _share(m: Measured) -> str:
+    return f"{100 * m.value:.2f} %"
+
+
 def _number(m: Measured) -> str:
     return f"{m.value:.2f}"
 
@@ -202,6 +206,8 @@ GOALS = (
         most=True,
         beside=(("with the mapped files' pages", "memory/dataset/peak"),),
     ),
+    Goal("checksums and checks, of an epoch", "–", "≤ 2 %", ("trust/epoch",), 0.02, _share, most=True),
+    Goal("checksums and checks, of a build", "–", "≤ 5 %", ("trust/build",), 0.05, _share, most=True),
 )
 
 

@@ -26,6 +26,7 @@ from benchmarks import (
     scaling,
     train,
     tree,
+    trust,
 )
 from benchmarks.pairs import Disagreement, Measured
 from benchmarks.report import Section
@@ -342,6 +343,9 @@ def test_every_figure_of_a_goal_is_measured_by_some_section(tmp_path: Path) -> N
         patch.setattr(build, "synthetic", lambda *_: None)
         patch.setattr(build, "negotiations", lambda *_: None)
         built = build.measure(1, tmp_path)
+    for key in ("epoch", "build"):
+        trust.lines(section, key, key, 1.0, {"a part": 0.01}, Measured(0.01, 0.01, 0.01))
+    assert section.rows[-1]["share"] == "1.00 % [1.00, 1.00]"
     known = section.figures | found.figures | grown.figures | built.figures
     wanted = {name for goal in goals.GOALS for name in (*goal.figures, *(n for _, n in goal.beside))}
     assert {n for n in wanted if n.split("/")[0] in command.SECTIONS} <= set(known)

@@ -366,6 +366,22 @@ def test_what_would_change_the_bits_is_refused(data: Path, tmp_path: Path, monke
     assert rows(tmp_path / "run")[-1]["step"] == 9
 
 
+def test_a_config_that_was_rewritten_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """config.yaml agrees with the command line, but the checkpoint was made by another."""
+    cfg = config(data, tmp_path / "run", **LONG)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            train(cfg)
+    other = replace(cfg, steps=12)
+    (tmp_path / "run" / "config.yaml").write_text(dump(other))
+    with pytest.raises(InputError, match=r"made with config '\w{64}', .* --allow-inexact"):
+        train(other, resume=True)
+    spared = replace(cfg, skip_nonfinite=1, auto_micro_batch=True, batch=replace(cfg.batch, workers=1))
+    (tmp_path / "run" / "config.yaml").write_text(dump(spared))
+    train(spared, resume=True)
+
+
 def test_a_second_process_on_the_folder_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config(data, tmp_path / "run", steps=2)
     real = Run.step
