@@ -43,8 +43,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from datasets_prep.elements import elements
 from datasets_prep.files import refuse_others
-from datasets_prep.records import elements, parse
+from datasets_prep.records import parse
 from datasets_prep.rejects import Placed, Reject
 from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets_prep.files import opened, refuse_others, stem
+from datasets_prep.lines import bounded
 from datasets_prep.rejects import Placed, Reject
 from ilql.envs.deal_or_no_deal import (
     ITEMS,
@@ -46,6 +47,7 @@ from ilql.envs.deal_or_no_deal import (
 )
 from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
 
+LONGEST = 2**16  # bytes of a line, which the pattern may have to go over many times
 _LINE = re.compile(
     r"(?P<own>\d+(?: \d+){5}) (?P<talk>.*?)(?P<closer>YOU|THEM): <selection> (?P<pick>[^<>]*?) <eos> "
     r"reward=(?P<reward>.*?) (?P<flag>agree|disagree) (?P<partner>\d+(?: \d+){5})",
@@ -91,7 +93,7 @@ def _episodes(inputs: Sequence[Path], permute_items: bool) -> Iterator[Episode |
         number = 0
         refuse_others(path, "deal_or_no_deal")
         with opened(path) as file:
-            for number, text in enumerate(file, 1):
+            for number, (text, _) in enumerate(bounded(file, LONGEST), 1):
                 try:
                     line = _read(path.name, number, text.decode("utf-8", "surrogateescape"))
                 except Reject as reject:
@@ -117,6 +119,8 @@ def _read(file: str, number: int, text: str) -> _Line:
     def reject(field: str, reason: str) -> Reject:
         return Reject(file, number, field, reason)
 
+    if len(text) > LONGEST:
+        raise reject("line", f"it is longer than {LONGEST:,} characters")
     text = text.rstrip("\r\n").rstrip(" ")
     if any("\udc80" <= char <= "\udcff" for char in text):
         raise reject("line", "it is not UTF-8")

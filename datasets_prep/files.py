@@ -13,15 +13,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
+from datasets_prep import limits
 from ilql.types import InputError
 
 GZIP, ZSTD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 ARCHIVES = (b"BZh", b"\xfd7zX", b"PK\x03\x04")  # bzip2, xz, zip
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
+PIECE = 2**20  # bytes read at a time
 HEAD = 2**16  # bytes at the beginning that tell one corpus from another
 
 # What the beginning of a corpus' files looks like. A quote inside a JSON text is escaped, so keys are found, not words.
@@ -79,15 +81,37 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     try:
         if begins.startswith(GZIP):
             with gzip.open(path) as file:
-                yield cast(BinaryIO, file)
+                yield _watched(path, file)
         elif begins.startswith(ZSTD):
             with pa.OSFile(str(path)) as packed, pa.CompressedInputStream(packed, "zstd") as file:
-                yield io.BufferedReader(file)  # which knows lines
+                yield _watched(path, file)
         else:
             with path.open("rb") as file:
                 yield file
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(_damage(path, error)) from None
+
+
+class _Unpacked(io.RawIOBase):
+    """What a decompressor makes, as long as it is in proportion to the file."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self.path, self.file = path, file
+        self.packed, self.made = path.stat().st_size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.file.read(len(buffer))
+        buffer[: len(data)] = data
+        self.made += len(data)
+        limits.refuse_bomb(self.path, self.packed, self.made)
+        return len(data)
+
+
+def _watched(path: Path, file: Any) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(_Unpacked(path, file), 2**16))
 
 
 def _damage(path: Path, error: Exception) -> str:
@@ -101,9 +125,15 @@ def _damage(path: Path, error: Exception) -> str:
 
 
 def whole(path: Path) -> bytes:
-    """All of a file, without a byte order mark. InputError where nothing but white space is in it."""
+    """All of a file, without a byte order mark. InputError where nothing but white space is in it, or too much."""
     with opened(path) as file:
-        data = file.read().removeprefix(b"\xef\xbb\xbf")
+        pieces, size = [], 0
+        while piece := file.read(PIECE):
+            pieces.append(piece)
+            size += len(piece)
+            if size > limits.WHOLE:
+                raise InputError(f"{path} is larger than {limits.WHOLE:,} bytes, but has to be read at once; split it")
+    data = b"".join(pieces).removeprefix(b"\xef\xbb\xbf")
     if not data.strip():
         raise InputError(f"{path} is empty: it holds no dialogue")
     return data

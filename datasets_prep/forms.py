@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from datasets_prep import limits
 from datasets_prep.records import decode, once, parse
 from datasets_prep.rejects import Reject
 from ilql.types import AGENT, PARTNER, InputError
@@ -107,7 +108,10 @@ def read(lines: Sequence[bytes]) -> list[Record | Reject]:
     found: list[Any] = []
     for line in lines:
         try:
+            limits.check(line)
             found.append(_dialogue(line))
+        except Reject as fault:
+            found.append(fault.with_traceback(None))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             found.append(_other(line))
     return once(found, lines)

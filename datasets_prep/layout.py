@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
+from datasets_prep import limits
 from datasets_prep import tokenizer as tk
 from datasets_prep.pieces import Pieces, splitter
 from datasets_prep.rejects import Reject
@@ -119,8 +120,9 @@ def called(calls: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]] | Non
         function = call.get("function")
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
             try:
+                limits.check(function["arguments"].encode("utf-8", "surrogatepass"))
                 arguments = json.loads(function["arguments"])
-            except (ValueError, RecursionError):
+            except (ValueError, RecursionError, Reject):
                 arguments = None
             if not isinstance(arguments, dict):
                 raise Reject("", 0, f"tool_calls[{k}].function.arguments", "a text that is no JSON object")

@@ -14,9 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datasets_prep import limits
+from datasets_prep.limits import DEPTH, LINE
 from ilql.types import InputError
 
 ROWS = 256  # read at a time
+HOLD = 2**30  # bytes that they may take
 
 
 @contextmanager
@@ -35,24 +38,40 @@ def columns(path: Path) -> list[str]:
         return list(file.schema_arrow.names)
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    """A line for each row, in order. InputError for a damaged file and for a column that has no JSON."""
+def lines(path: Path) -> Iterator[tuple[bytes, int]]:
+    """A line for each row, in order, and its size; of a row that is too long, blanks that are. InputError for a damaged
+    file, for a column that has no JSON, and where decompression makes far more of the file than it is."""
     with _opened(path) as file:
         for field in file.schema_arrow:
             _check(path, field.name, field.type)
-        for batch in file.iter_batches(ROWS):
+        for batch in file.iter_batches(_rows(path, file.metadata)):
+            if batch.num_rows == 1 and batch.nbytes > LINE:
+                yield b" " * (LINE + 1), LINE + 1
+                continue
             for row in batch.to_pylist():
-                yield json.dumps(_bare(row), ensure_ascii=False).encode() + b"\n"
+                line = json.dumps(_bare(row), ensure_ascii=False).encode() + b"\n"
+                yield line[: LINE + 1], min(len(line), LINE + 1)
 
 
-def _check(path: Path, name: str, kind: pa.DataType) -> None:
+def _rows(path: Path, about: pq.FileMetaData) -> int:
+    """How many rows are read at a time. A value that stands in a column's dictionary once may be that of every row, so
+    as many as would fit if each were the whole column chunk. InputError for a file that is a bomb."""
+    groups = [about.row_group(k) for k in range(about.num_row_groups)]
+    unpacked = [group.column(k).total_uncompressed_size for group in groups for k in range(group.num_columns)]
+    limits.refuse_bomb(path, path.stat().st_size, sum(unpacked))
+    return max(1, min(ROWS, HOLD // max(1, *unpacked, 1)))
+
+
+def _check(path: Path, name: str, kind: pa.DataType, depth: int = 0) -> None:
+    if depth > DEPTH:
+        raise InputError(f"{path}: the column {name.partition('.')[0]} is {limits.TOO_DEEP}")
     if pa.types.is_struct(kind):
         for field in kind:
-            _check(path, f"{name}.{field.name}", field.type)
+            _check(path, f"{name}.{field.name}", field.type, depth + 1)
     elif any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
-        _check(path, f"{name}[]", kind.value_type)
+        _check(path, f"{name}[]", kind.value_type, depth + 1)
     elif pa.types.is_dictionary(kind):
-        _check(path, name, kind.value_type)
+        _check(path, name, kind.value_type, depth + 1)
     elif not any(test(kind) for test in PLAIN):
         raise InputError(
             f"{path}: the column {name} is {kind}; cast it to texts, numbers, booleans, lists or structs of them"

@@ -8,36 +8,23 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from datasets_prep.files import whole
+from datasets_prep import limits
+from datasets_prep.limits import TOO_DEEP
 from datasets_prep.rejects import Reject
-from ilql.types import InputError
 
 T = TypeVar("T")
-NOT_UTF8, TOO_DEEP = "not valid UTF-8", "nested too deeply"
+NOT_UTF8 = "not valid UTF-8"
+LONE = "a lone surrogate, which is no Unicode text"
 
 _encode = msgspec.json.Encoder().encode
+_HALF = re.compile("[\ud800-\udfff]").search
 _gap = re.compile(rb'"[ \t\r\n]+:').search  # between a name and its colon
-
-
-@dataclass(frozen=True, slots=True)
-class Element:
-    """One record of a JSON list. line: where it begins in the file, from 1; index: its place in the list, from 0."""
-
-    line: int
-    index: int
-    data: bytes
-
-    def at(self, file: str, fault: Reject, id: str | None = None) -> Reject:
-        """A fault inside the record, placed in the file."""
-        field = f"[{self.index}].{fault.field}".rstrip(".")
-        return Reject(file, self.line, field, fault.reason, fault.id or id)
 
 
 def parse(decoder: msgspec.json.Decoder[T], data: bytes, known: Sequence[str] = ()) -> T:
@@ -49,12 +36,13 @@ def parse(decoder: msgspec.json.Decoder[T], data: bytes, known: Sequence[str] = 
 
 def decode(decoder: msgspec.json.Decoder[T], data: bytes, known: Sequence[str] = ()) -> T:
     """As `parse`, but of a field that an object has twice the last counts; see `once`."""
+    limits.check(data)
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
         raise explain(str(error), known) from None
     except msgspec.DecodeError as error:
-        raise _not_finite(data) or Reject("", 0, "", f"not a JSON object on one line ({error})") from None
+        raise _nearly(data) or Reject("", 0, "", f"not a JSON object on one line ({error})") from None
     except UnicodeDecodeError:
         raise Reject("", 0, "", NOT_UTF8) from None
     except RecursionError:
@@ -92,52 +80,10 @@ def surely_once(records: Sequence[Any], lines: Sequence[bytes]) -> bool:
     return b'\\":' not in again and text.count(b'":') == again.count(b'":')
 
 
-def elements(path: Path, what: str) -> Iterator[Element]:
-    """The records of a file that is one JSON list; what: the records' name in the plural, for messages.
+class _Constant(NamedTuple):
+    """NaN, Infinity or -Infinity where a number should stand."""
 
-    InputError where it is no list or breaks off: behind a fault of its commas and brackets nobody knows where a record
-    begins. A NaN or a text that is not UTF-8 costs its record only.
-    """
-    text = whole(path).decode("utf-8", "surrogateescape")
-    decoder, blank = json.JSONDecoder(parse_int=str, parse_float=str), re.compile(r"\s*")
-    position = _skip(blank, text, 0)
-    if text[position] != "[":
-        raise InputError(f"{path} is no JSON list of {what}; give the file as it was published")
-    position = _skip(blank, text, position + 1)
-    line, counted, index = 1, 0, 0
-    after = ""
-    while after == "," or text[position : position + 1] != "]":
-        try:
-            end = decoder.raw_decode(text, position)[1]
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(_broken(path, text, error, index)) from None
-        line += text.count("\n", counted, position)
-        counted = position
-        yield Element(line, index, text[position:end].encode("utf-8", "surrogateescape"))
-        position, index = _skip(blank, text, end), index + 1
-        after = text[position : position + 1]
-        if after == ",":
-            position = _skip(blank, text, position + 1)
-        elif after != "]":
-            missing = json.JSONDecodeError("expected a comma or the end of the list", text, position)
-            raise InputError(_broken(path, text, missing, index))
-    if text[position + 1 :].strip():
-        raise InputError(f"{path} goes on behind the end of its list of {what}")
-    if not index:
-        raise InputError(f"{path} is empty: it holds no dialogue")
-
-
-def _skip(blank: re.Pattern[str], text: str, position: int) -> int:
-    match = blank.match(text, position)
-    return match.end() if match else position
-
-
-def _broken(path: Path, text: str, error: Exception, index: int) -> str:
-    if not isinstance(error, json.JSONDecodeError):
-        return f"{path}: record {index} is nested too deeply"
-    if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
-        return f"{path} is cut short: it ends inside of record {index}; fetch it again"
-    return f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
+    name: str
 
 
 class _Twice(Exception):
@@ -147,8 +93,11 @@ class _Twice(Exception):
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Twice(next(name for k, name in enumerate(names) if name in names[:k]))
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _Twice(name)
+            seen.add(name)
     return found
 
 
@@ -163,29 +112,27 @@ def _refuse_twice(data: bytes) -> None:
         raise Reject("", 0, "", TOO_DEEP) from None
 
 
-def _not_finite(data: bytes) -> Reject | None:
-    """The fault of a record that would be JSON but for NaN or Infinity, which many programs write; None for others."""
+def _nearly(data: bytes) -> Reject | None:
+    """The fault of a record that would be JSON but for NaN or Infinity, which many programs write, or for half of a
+    character that JSON spells in two; None for others."""
     try:
         value = json.loads(data.decode(), parse_constant=_Constant, parse_int=str, parse_float=str)
     except (ValueError, RecursionError):
         return None
-    waiting = [("", value)]
+    waiting = deque([("", value)])
     while waiting:
-        path, value = waiting.pop(0)
+        path, value = waiting.popleft()
         if isinstance(value, _Constant):
             return Reject("", 0, path, f"{value.name} is no finite number")
         if isinstance(value, dict):
-            waiting += [(f"{path}.{key}".lstrip("."), inner) for key, inner in value.items()]
+            if any(_HALF(key) for key in value):
+                return Reject("", 0, path, LONE)
+            waiting += [(limits.said(f"{path}.{key}".lstrip(".")), inner) for key, inner in value.items()]
         elif isinstance(value, list):
             waiting += [(f"{path}[{k}]", inner) for k, inner in enumerate(value)]
+        elif isinstance(value, str) and _HALF(value):
+            return Reject("", 0, path, LONE)
     return None
-
-
-@dataclass(frozen=True)
-class _Constant:
-    """NaN, Infinity or -Infinity where a number should stand."""
-
-    name: str
 
 
 def explain(message: str, known: Sequence[str] = ()) -> Reject:
@@ -198,6 +145,6 @@ def explain(message: str, known: Sequence[str] = ()) -> Reject:
     if unknown is None:
         return Reject("", 0, field, what)
     name = unknown.group(1)
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(limits.said(name), known, 1)
     hint = f"did you mean {near[0]!r}?" if near else "put facts of your own under 'meta'"
     return Reject("", 0, f"{field}.{name}".lstrip("."), f"unknown field {name!r}; {hint}")

@@ -37,6 +37,7 @@ from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
 
 GONE = ("[deleted]", "[removed]")
 POST, COMMENT = "t3_", "t1_"
+WAYS = 10**7  # comments on the ways from each of a thread's comments to its post, together
 
 
 class Comment(msgspec.Struct):
@@ -135,13 +136,11 @@ def _ways(thread: Thread, authors: frozenset[str]) -> list[list[int]]:
 
 
 def _upwards(parents: Sequence[int | None], i: int) -> list[int]:
-    """A comment and those above it, up to the post. Raises Reject for a circle."""
+    """A comment and those above it, up to the post."""
     way: list[int] = []
     at: int | None = i
     while at is not None:
         way.append(at)
-        if len(way) > len(parents):
-            raise Reject("", 0, f"comments[{i}].parent_id", "it leads in a circle, never to the post")
         at = parents[at]
     return way
 
@@ -167,9 +166,27 @@ def _parents(thread: Thread) -> list[int | None]:
         above = thread if parents[i] is None else thread.comments[parents[i] or 0]
         if comment.created_utc < above.created_utc:
             raise Reject("", 0, f"comments[{i}].created_utc", "it is earlier than its parent's")
-    for i in range(len(parents)):
-        _upwards(parents, i)
+    _refuse_deep(parents)
     return parents
+
+
+def _refuse_deep(parents: Sequence[int | None]) -> None:
+    """Reject where comments lead in a circle, or stand so deep below each other that all ways to the post together,
+    which are looked at one by one, are too long."""
+    depth: dict[int | None, int] = {None: 0}
+    for i in range(len(parents)):
+        way: list[int] = []
+        at: int | None = i
+        while at not in depth:
+            way.append(at)  # type: ignore[arg-type]  # None is in `depth`
+            depth[at] = -1
+            at = parents[at]  # type: ignore[index]
+        if depth[at] < 0:
+            raise Reject("", 0, f"comments[{i}].parent_id", "it leads in a circle, never to the post")
+        for below, comment in enumerate(reversed(way), 1):
+            depth[comment] = depth[at] + below
+    if sum(depth.values()) > WAYS:
+        raise Reject("", 0, "comments", f"too many below each other: more than {WAYS:,} steps from all to the post")
 
 
 def _check(item: Thread | Comment, at: str) -> None:

@@ -9,15 +9,18 @@ from typing import Any
 
 from ilql.types import Episode
 
+SAID = 1000  # characters of each of a reject's texts
+
 
 class Reject(Exception):
     """One dialogue that cannot be used, and why.
 
     file: base name of the file; line: its line, counted from 1 (0 where unknown); field: the field at fault;
-    reason: a plain sentence; id: the dialogue's id, where it is known.
+    reason: a plain sentence; id: the dialogue's id, where it is known. What a stranger wrote is repeated in part only.
     """
 
     def __init__(self, file: str, line: int, field: str, reason: str, id: str | None = None) -> None:
+        field, reason, id = field[:SAID], reason[:SAID], id if id is None else id[:SAID]
         super().__init__(file, line, field, reason, id)  # all of them, so that it pickles between processes
         self.file, self.line, self.field, self.reason, self.id = file, line, field, reason, id
 

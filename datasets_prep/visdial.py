@@ -28,8 +28,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from datasets_prep.elements import Element, elements
 from datasets_prep.files import opened, refuse_others, whole
-from datasets_prep.records import Element, elements, parse
+from datasets_prep.lines import bounded
+from datasets_prep.records import parse
 from datasets_prep.rejects import Placed, Reject
 from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
 
@@ -224,7 +226,7 @@ def load_distances(path: Path) -> dict[str, list[float]]:
     decoder = msgspec.json.Decoder(Distances)
     found: dict[str, list[float]] = {}
     with opened(path) as file:
-        for number, text in enumerate(file, 1):
+        for number, (text, _) in enumerate(bounded(file), 1):
             if not text.strip():
                 continue
             where = f"--distances {path}, line {number}"

@@ -11,6 +11,7 @@ ENCODE = tuple(
     f"datasets_prep.{name}"
     for name in (
         "rejects",
+        "limits",
         "talks",
         "tokenizer",
         "check",

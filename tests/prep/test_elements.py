@@ -1,12 +1,16 @@
 """JSON lists are split into their records, whatever stands in one of them."""
 
+import gzip
 import json
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from datasets_prep.records import Element, elements, parse
+from datasets_prep import elements as elements_module
+from datasets_prep import limits
+from datasets_prep.elements import Element, elements
+from datasets_prep.records import parse
 from datasets_prep.rejects import Reject
 from ilql.types import InputError
 
@@ -77,3 +81,44 @@ def test_what_is_wrong_in_a_record_costs_that_record(tmp_path: Path) -> None:
 def test_a_list_that_breaks_off_is_an_error(tmp_path: Path, data: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         read(tmp_path, data)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
+def test_where_the_file_is_cut_while_reading_changes_nothing(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers, words, escapes and characters of several bytes that a piece ends inside of, lines and faults alike."""
+    records = [{"a": "x\\u00e9\u263a\ud83d\ude00"}, 1234567, True, None, -1.5e10, '\\"', [[], {}], 12]
+    texts = [
+        json.dumps(records, ensure_ascii=False),
+        json.dumps(records, indent=1),
+        "[1,\n 2\n,tru]",
+        "[12 3]",
+        "[1, 2",
+    ]
+    whole = [outcome(tmp_path, text) for text in texts]
+    assert [json.loads(element.data) for element in whole[0]] == records  # type: ignore[union-attr]
+    monkeypatch.setattr(elements_module, "PIECE", size)
+    assert [outcome(tmp_path, text) for text in texts] == whole
+
+
+def outcome(tmp_path: Path, text: str) -> list[Element] | str:
+    try:
+        return read(tmp_path, text.encode("utf-8", "surrogatepass"))
+    except InputError as error:
+        return str(error)
+
+
+def test_a_record_beyond_the_limit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LINE", 1000)
+    monkeypatch.setattr(elements_module, "PIECE", 64)
+    assert len(read(tmp_path, json.dumps(["x" * 900] * 9).encode())) == 9
+    with pytest.raises(InputError, match=r"record 1 is longer than"):
+        read(tmp_path, json.dumps(["x", "x" * 5000, 3]).encode())
+    with pytest.raises(InputError, match=r"line 2, column 5: not JSON"):
+        read(tmp_path, b'["x",\n [1 2' + b", 3" * 5000 + b"]]")
+
+
+def test_a_list_that_is_far_larger_than_its_packed_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unpacks to more than 200 times its .* bytes"):
+        read(tmp_path, gzip.compress(b"[1," + b" " * 2**27))
