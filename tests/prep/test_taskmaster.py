@@ -148,7 +148,7 @@ BROKEN = {"context": "[{", "generation": "{"}
             "needs text or api alone, not ['text', 'api']",
         ),
         ({"generation": json.dumps({**CALL, "api": {"f": 5}})}, "generation.api.f", "its arguments are no object"),
-        ({"generation": '{"role": "agent", "text": "\\ud800"}'}, "generation", "JSON"),
+        ({"generation": '{"role": "agent", "text": "\\ud800"}'}, "generation.text", "surrogate"),
     ],
 )
 def test_a_fault_costs_one_record(tmp_path: Path, changes: dict[str, Any], field: str, reason: str) -> None:
