@@ -6,7 +6,9 @@ learner asks for every distinct next state once. An algorithm names its backup: 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,3 +56,30 @@ def value(model: ILQLModel, h: Tensor, backup: str, acting: Tensor | None = None
     size = max(1, heads.CHUNK // row)
     parts = zip(h.split(size), (h if acting is None else acting).split(size), strict=True)
     return torch.cat([BACKUPS[backup](model, *part).to(wide) for part in parts])
+
+
+ACTORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "max": lambda q: q.amax(-1),
+    "lse": lambda q: q.logsumexp(-1),
+}
+
+
+@torch.no_grad()
+def actors_value(head: Any, hidden: Sequence[Tensor], backup: str, least: str = "action") -> Tensor:
+    """The value of states where an actor's logits are its Q: what its output embedding reads in each of some passes,
+    (N, D) each -> (N), in float32 or wider.
+
+    backup: the largest logit, or log-sum-exp over all. least: where there are several passes, the minimum over them is
+    taken of every action's logit (action), or of what the backup makes of each pass (value).
+    """
+    wide = torch.promote_types(hidden[0].dtype, torch.float32)
+    together = ACTORS[backup]
+    size = max(1, heads.CHUNK // (2 * len(head.weight) * wide.itemsize))
+    out = []
+    for parts in zip(*(h.split(size) for h in hidden), strict=True):
+        tables = (head(part).to(wide) for part in parts)
+        if least == "action":
+            out.append(together(reduce(torch.minimum, tables)))
+        else:
+            out.append(torch.stack([together(table) for table in tables]).amin(0))
+    return torch.cat(out)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ilql.copies import prior_hidden
 from ilql.generation import Choice, draw
 from ilql.model import ILQLModel
 from ilql.prefix import Segments, positions, share
@@ -60,9 +61,12 @@ def log_chances(
     """
     run, hidden, rows = _read(model, prompts, answers, 0)
     judged = model.critic_hidden(hidden, *run) if choice.beta else hidden
+    near = None if model.config.prior_words is None else prior_hidden(model, hidden, run)
     said = [answer for some in answers for answer in some]
     at = torch.from_numpy(np.concatenate(rows)).to(hidden.device)  # each token is read at the position before it
-    logp = _log_chance(model, (hidden, judged), at, run[0].new_tensor([t for answer in said for t in answer]), choice)
+    logp = _log_chance(
+        model, (hidden, judged, near), at, run[0].new_tensor([t for answer in said for t in answer]), choice
+    )
     whole = torch.stack([part.sum() for part in logp.double().cpu().split([len(answer) for answer in said])])
     return list(whole.split([len(some) for some in answers]))
 
@@ -87,10 +91,12 @@ def values(model: ILQLModel, prompts: Sequence[Tokens], answers: Sequence[Sequen
     return list(q.double().cpu().split([len(some) for some in answers]))
 
 
-def _log_chance(model: ILQLModel, both: tuple[Tensor, Tensor], row: Tensor, token: Tensor, choice: Choice) -> Tensor:
-    """log of the policy's chance of tokens (A) at rows (A) of what the actor and the critics read; each distinct row is
-    scored once."""
-    hidden, judged = both
+def _log_chance(
+    model: ILQLModel, read: tuple[Tensor, Tensor, Tensor | None], row: Tensor, token: Tensor, choice: Choice
+) -> Tensor:
+    """log of the policy's chance of tokens (A) at rows (A) of what the actor, the critics and a prior that bounds the
+    words read; each distinct row is scored once."""
+    hidden, judged, near = read
     distinct, spread = torch.unique(row, return_inverse=True)
     logp = hidden.new_empty(len(token), dtype=torch.promote_types(hidden.dtype, torch.float32))
     for begin in range(0, len(distinct), READ):
@@ -98,6 +104,8 @@ def _log_chance(model: ILQLModel, both: tuple[Tensor, Tensor], row: Tensor, toke
         scores: Tensor = model.get_output_embeddings()(hidden[rows])
         if choice.beta:
             scores = model.reweighted(judged[rows], scores, choice.beta, choice.support_top_k, choice.support_top_p)
+        if near is not None:
+            scores = model.among_priors(near[rows], scores)
         mine = ((spread >= begin) & (spread < begin + READ)).nonzero().squeeze(1)
         logp[mine] = scores.to(logp.dtype).log_softmax(-1)[spread[mine] - begin, token[mine]]
     return logp

@@ -176,12 +176,23 @@ class Batch:
         return self.tokens[self.last]
 
     @property
+    def utterance(self) -> Tensor:
+        """Which utterance of the batch each decision is part of, counted from 0, (N). Not known of batches from a cache
+        of the whole trunk."""
+        return self._opens.cumsum(0) - 1
+
+    @property
+    def _opens(self) -> Tensor:
+        """Which decisions begin an utterance, (N)."""
+        first = self.state.new_ones(self.n, dtype=torch.bool)
+        first[1:] = (self.state[1:] != self.last[:-1]) | (self.discount[:-1] == 0)
+        return first
+
+    @property
     def closing(self) -> Tensor:
         """Which action tokens lie in the turn that ends their dialogue, behind its first token, (M): what is said to
         end it, not that it ends. Not known of batches from a cache of the whole trunk."""
-        first = self.state.new_ones(self.n, dtype=torch.bool)  # of the decisions of a turn
-        first[1:] = (self.state[1:] != self.last[:-1]) | (self.discount[:-1] == 0)
-        turn = first.cumsum(0) - 1
+        first, turn = self._opens, self.utterance
         ends = first.new_zeros(int(turn[-1]) + 1)
         ends[turn[self.discount == 0]] = True
         m = len(self.owner)  # the others have no decision

@@ -106,10 +106,13 @@ class Generator:
             rows = laid.rows(self.model.lm, prompts, self.pad)
         own = self.model.critic_trunk if choice.beta else None
         judged = None if own is None else laid.rows(own, prompts, self.pad)
+        bounds = self.model.prior if self.model.config.prior_words is not None else None
+        near = None if bounds is None else laid.rows(bounds, prompts, self.pad)
         # A trunk of transformers may keep what it computes, and a later gradient could not pass an inference tensor.
-        with torch.inference_mode(laid.lean is not None and judged is None), torch.no_grad(), laid.trunk:
+        alone = judged is None and near is None
+        with torch.inference_mode(laid.lean is not None and alone), torch.no_grad(), laid.trunk:
             drawn = None if noise is None else noise.to(device)
-            return self._loop(laid, rows, judged, torch.tensor(rooms, device=device), choice, drawn)
+            return self._loop(laid, rows, (judged, near), torch.tensor(rooms, device=device), choice, drawn)
 
     @torch.no_grad()
     def ready(self) -> Laid:
@@ -122,12 +125,13 @@ class Generator:
         self,
         laid: Laid,
         rows: LeanRows | TrunkRows | AnewRows,
-        judged: TrunkRows | AnewRows | None,
+        apart: tuple[TrunkRows | AnewRows | None, TrunkRows | AnewRows | None],
         rooms: Tensor,
         choice: Choice,
         noise: Tensor | None,
     ) -> list[list[int]]:
-        """judged: what the critics read, where that is a trunk of their own."""
+        """apart: what critics read, where that is a trunk of their own; the prior, where it bounds the words."""
+        judged, near = apart
         alive = torch.arange(len(rooms), device=rooms.device)
         answers: list[list[int]] = [[] for _ in rooms]
         made: list[Tensor] = []  # tokens, and whose they are, step by step
@@ -135,8 +139,9 @@ class Generator:
         shortest, longest = int(rooms.min()), int(rooms.max())
         hidden = rows.prefill()
         read = hidden if judged is None else judged.prefill()
+        prior = None if near is None else near.prefill()
         for t in range(longest):
-            token = choose(laid, hidden, read, choice, None if noise is None else noise[:, t])
+            token = choose(laid, hidden, read, choice, None if noise is None else noise[:, t], prior)
             made.append(token)
             whose.append(alive)
             done = (token[:, None] == self.ends).any(1)
@@ -149,19 +154,25 @@ class Generator:
                 alive, rooms, token = alive[index], rooms[index], token[index]
                 noise = None if noise is None else noise[index]
                 rows.keep(index)
-                if judged is not None:
-                    judged.keep(index)
+                for other in apart:
+                    if other is not None:
+                        other.keep(index)
             hidden = rows.step(token)
             read = hidden if judged is None else judged.step(token)
+            prior = None if near is None else near.step(token)
         for row, number in zip(torch.cat(whose).tolist(), torch.cat(made).tolist(), strict=True):
             answers[row].append(number)
         return answers
 
 
-def choose(laid: Laid, hidden: Tensor, read: Tensor, choice: Choice, noise: Tensor | None) -> Tensor:
+def choose(
+    laid: Laid, hidden: Tensor, read: Tensor, choice: Choice, noise: Tensor | None, near: Tensor | None = None
+) -> Tensor:
     """One token a row: what the actor reads (B, D), what critics read (B, D), and (B) numbers in [0, 1) to sample with
-    -> (B)."""
+    -> (B). near: what the prior reads (B, D), where it bounds the words."""
     scores, tokens = laid.head(hidden), None
+    if near is not None:
+        scores = laid.model.among_priors(near, scores)
     if choice.beta:
         z, v = laid.features(read)
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from ilql import spelling, warmstart
 from ilql.algos import ALGOS, critic, reads_prior
 from ilql.build import build
@@ -44,6 +46,9 @@ def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
         prior=reads_prior(algo, cfg.hyper),
         **feed.fields,
     )
+    passes = getattr(cfg.hyper, "passes", 1)
+    if passes > 1 and not any(isinstance(m, torch.nn.Dropout) and m.p for m in model.lm.modules()):
+        raise InputError(f"{cfg.algo}.passes is {passes}, but without dropout all passes are alike: set model.dropout")
     if cfg.model.embedding == "spelled":
         spelling.begin(model, encoder.tokenizer.get_vocab())
     check_fits(model, feed.longest, encoder.vocab_size)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ilql.backups import value
+from ilql import copies
+from ilql.backups import actors_value, value
 from ilql.data import Batch
 from ilql.divergence import divergence
 from ilql.floored import floored_lse
@@ -61,10 +62,30 @@ class Out:
         return (taken - lse)[spread]
 
     @cached_property
+    def logit(self) -> Tensor:
+        """The actor's logit of every action token, (M), in float32 or wider: its Q where an algorithm says so."""
+        head: Any = self.model.get_output_embeddings()
+        row, action, spread = self._distinct_acts(self.batch.target, self.batch.target - 1)
+        wide = torch.promote_types(self.hidden.dtype, torch.float32)
+        taken = (self.hidden[row].to(wide) * head.weight[action].to(wide)).sum(-1)
+        bias = getattr(head, "bias", None)
+        return (taken if bias is None else taken + bias[action].to(wide))[spread]
+
+    @torch.no_grad()
+    def actor_next(self, backup: str, passes: int = 1, least: str = "action") -> Tensor:
+        """The next state's value by the logits of the average actor, (N): a constant, and 0 where nothing follows.
+
+        backup, least: see `ilql.backups.actors_value`. passes: see `ilql.copies.averaged_hidden`.
+        """
+        each = copies.averaged_hidden(self.model, self.hidden, self.batch.run, self.batch.hidden, passes)
+        head: Any = self.model.target_actor.get_output_embeddings()  # type: ignore[union-attr]
+        return self._at_next(lambda place: actors_value(head, [h[place] for h in each], backup, least))
+
+    @cached_property
     @torch.no_grad()
     def prior_hidden(self) -> Tensor:
         """What the prior's output embedding reads, (U, D): a constant."""
-        return self.model.prior_hidden(self.hidden, *self.batch.run, stored=self.batch.hidden)
+        return copies.prior_hidden(self.model, self.hidden, self.batch.run, self.batch.hidden)
 
     @cached_property
     @torch.no_grad()

@@ -27,6 +27,12 @@ def td(q: Tensor, target: Tensor) -> Tensor:
     return (q - target).square().sum(0)
 
 
+def huber(q: Tensor, target: Tensor) -> Tensor:
+    """Bellman error u = q - target as smooth L1, (N): u^2 / 2 where |u| < 1, else |u| - 1/2, so that no target pulls
+    harder than by 1. The target is constant."""
+    return torch.nn.functional.smooth_l1_loss(q, target.detach(), reduction="none")
+
+
 def expectile(v: Tensor, q: Tensor, tau: float) -> Tensor:
     """Expectile regression of V on Q: |tau - 1(u < 0)| u^2 with u = Q - V, (N) (Kostrikov et al. 2021, eq. 5).
 
@@ -98,6 +104,21 @@ def weighted_ce(logp: Tensor, rest: Tensor, weight: Tensor) -> Tensor:
     """
     weight = weight.detach()
     return -(weight * logp + (1 - weight) * rest).sum(0)
+
+
+def psi_target(reward: Tensor, prior_logp: Tensor, discount: Tensor, lse_next: Tensor, c: float) -> Tensor:
+    """r / c + log p(a) + gamma log sum_a' exp Psi(s', a'), (N), a constant (Jaques et al. 2019).
+
+    Its fixed point makes softmax(Psi) the policy of the largest return less c KL(pi || p), and without rewards the
+    prior p itself. lse_next does not matter where the discount is 0.
+    """
+    return td_target(reward / c + prior_logp, discount, lse_next)
+
+
+def kl_to_prior(logp: Tensor, prior_logp: Tensor) -> Tensor:
+    """log pi(a) - log p(a) of tokens, (M): the sampled divergence from the prior, which is constant. Its mean over
+    tokens that pi itself would say is KL(pi || p); over those of a log it may be below 0."""
+    return logp - prior_logp.detach()
 
 
 def nll(logp: Tensor, weight: Tensor | float = 1.0) -> Tensor:

@@ -23,7 +23,7 @@ from ilql.heads import ScalarHead, TiedHead, VocabularyHead, init_head
 from ilql.likelihood import Likelihood, LikelihoodHead
 from ilql.model_config import ILQLConfig
 from ilql.prefix import Segments
-from ilql.scores import SCORES, extracted
+from ilql.scores import SCORES, extracted, support
 from ilql.types import InputError
 
 __all__ = ["ILQLConfig", "ILQLModel"]
@@ -62,15 +62,16 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         self.q = nn.ModuleList(critic() for _ in range(config.critics))
         self.q_target = nn.ModuleList(critic() for _ in range(config.critics))
         self.v = ScalarHead(width, hidden) if config.critics or config.critic == "value" else None
-        # Made before `post_init`, which learns there what of it is tied, and is saved once.
+        # Made before `post_init`, which learns there what of them is tied, and is saved once.
         self.prior: PreTrainedModel | None = copy.deepcopy(self.lm) if config.prior else None
+        self.target_actor: PreTrainedModel | None = copy.deepcopy(self.lm) if config.target_actor else None
         self.post_init()  # draws fresh weights, so copies are made behind it
         trunk: Any = self.lm.base_model
         own, average = config.critic_trunk == "own", config.target_trunk == "average"
         self.critic_trunk: PreTrainedModel | None = copy.deepcopy(trunk) if own else None
         self.target_trunk: PreTrainedModel | None = copy.deepcopy(trunk) if average else None
         self.sync_targets()
-        self.begin_prior()
+        self.begin_actors()
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, VocabularyHead | ScalarHead) and not getattr(module, "_is_hf_initialized", False):
@@ -94,7 +95,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         """Take the gradient from the targets and from what `config.freeze` names of the trunk. Loading forgets it."""
         self.freeze_targets()
         self._still = frozen.apply(self.lm, self.config.freeze)
-        self._still += [copied for copied in (self.target_trunk, self.prior) if copied is not None]
+        self._still += [copied for copied in (self.target_trunk, self.prior, self.target_actor) if copied is not None]
         self._tuples = isinstance(self.config.freeze, int) and frozen.gives_tuples(self.lm)
         self.train(self.training)
 
@@ -107,7 +108,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
 
     def freeze_targets(self) -> None:
         """Loading, PEFT and `requires_grad_(True)` on a parent forget what is frozen; so this is called after them."""
-        for module in (self.q_target, self.target_trunk, self.prior):
+        for module in (self.q_target, self.target_trunk, self.prior, self.target_actor):
             if module is not None:
                 module.requires_grad_(False)
 
@@ -127,11 +128,12 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
                 getattr(self, name).load_state_dict(source.state_dict())
 
     @torch.no_grad()
-    def begin_prior(self) -> None:
-        """Make the prior a copy of the actor, and frozen; for the start of training only."""
-        if self.prior is not None:
-            self.prior.load_state_dict(self.lm.state_dict())
-            self.prior.requires_grad_(False)
+    def begin_actors(self) -> None:
+        """Make the prior and the average copies of the actor, and frozen; for the start of training only."""
+        for copied in (self.prior, self.target_actor):
+            if copied is not None:
+                copied.load_state_dict(self.lm.state_dict())
+                copied.requires_grad_(False)
 
     @torch.no_grad()
     def update_targets(self, polyak: float) -> None:
@@ -148,6 +150,9 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
             trunk = self.lm.base_model if self.critic_trunk is None else self.critic_trunk
             targets += self.target_trunk.parameters()
             online += trunk.parameters()
+        if self.target_actor is not None:
+            targets += self.target_actor.parameters()
+            online += self.lm.parameters()
         return targets, online
 
     @property
@@ -182,18 +187,6 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
             return hidden
         with torch.no_grad():
             return self.hidden(tokens, position, segments, trunk=self.target_trunk)
-
-    @torch.no_grad()
-    def prior_hidden(
-        self, hidden: Tensor, tokens: Tensor, position: Tensor, segments: Segments, stored: Tensor | None = None
-    ) -> Tensor:
-        """What the prior's output embedding reads, (T, D), a constant, given the actor's `hidden` of the same segments;
-        a trunk that is frozen is the prior's too, and does not run twice. stored: see `hidden`."""
-        if self.prior is None:
-            raise RuntimeError("this loss reads a prior, but its algorithm does not say PRIOR = True")
-        if self.config.freeze == frozen.TRUNK:
-            return hidden.detach()
-        return self.hidden(tokens, position, segments, stored, self.prior)
 
     def hidden(
         self,
@@ -260,20 +253,31 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         if beta:
             read = hidden
             if self.critic_trunk is not None:
-                if past_key_values is not None and past_key_values.get_seq_length() > out.last_hidden_state.shape[1]:
-                    raise InputError("critics with a trunk of their own keep no past: pass use_cache=False")
-                if recurrent.is_recurrent(self.lm):
-                    other = recurrent.read(self.critic_trunk, given)
-                else:
-                    other = self.critic_trunk(use_cache=False, **given)
-                read = other.last_hidden_state[:, keep]
+                read = self._anew(self.critic_trunk, given, out, past_key_values)[:, keep]
             logits = self.reweighted(read, logits, beta, support_top_k, support_top_p)
+        if self.config.prior_words is not None:
+            near = self._anew(self.prior.base_model, given, out, past_key_values)  # type: ignore[union-attr]
+            logits = self.among_priors(near[:, keep], logits)
         return CausalLMOutputWithPast(logits=logits, past_key_values=getattr(out, "past_key_values", None))
 
+    def _anew(self, trunk: Any, given: dict[str, Any], out: Any, past: Any) -> Tensor:
+        """h of another trunk than the actor's for the same tokens, which have to be whole dialogues."""
+        if past is not None and past.get_seq_length() > out.last_hidden_state.shape[1]:
+            raise InputError("critics with a trunk of their own, and a prior, keep no past: pass use_cache=False")
+        other = recurrent.read(trunk, given) if recurrent.is_recurrent(self.lm) else trunk(use_cache=False, **given)
+        return other.last_hidden_state  # type: ignore[no-any-return]
+
+    def among_priors(self, near: Tensor, logits: Tensor) -> Tensor:
+        """-inf for all words but the prior's likeliest `config.prior_words` (and what is as likely as the last of
+        them): logits (..., V), and what the prior's output embedding reads (..., D)."""
+        likely: Tensor = self.prior.get_output_embeddings()(near)  # type: ignore[union-attr]
+        return logits.masked_fill(~support(likely, top_k=self.config.prior_words), -torch.inf)
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Recurrent trunks, and critics with a trunk of their own, read the whole dialogue anew for
-        every token; the loop of `ilql.generation` does not."""
-        if recurrent.is_recurrent(self.lm) or (self.critic_trunk is not None and kwargs.get("beta")):
+        """As in transformers. Recurrent trunks, critics with a trunk of their own and a prior that bounds the words
+        read the whole dialogue anew for every token; the loop of `ilql.generation` does not."""
+        apart = (self.critic_trunk is not None and kwargs.get("beta")) or self.config.prior_words is not None
+        if recurrent.is_recurrent(self.lm) or apart:
             kwargs["use_cache"] = False
         return super().generate(*args, **kwargs)
 

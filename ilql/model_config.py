@@ -19,8 +19,10 @@ class ILQLConfig(PreTrainedConfig):
     name in `ilql.scores.SCORES`. reward_scale: by which Q and V must be divided to be in the log's units. control:
     `digits` of the returns that the agent is told, and from what `low` to what `high` they reach in the data (see
     `ilql.control`). baseline: what returns were compared with in training, a constant in the log's units (0: none).
-    prior: whether a frozen copy of the actor as it was at the start of training stands beside it. head, head_width,
-    freeze, critic_trunk, target_trunk, detach_critics: see ModelConfig."""
+    prior: whether a frozen copy of the actor as it was at the start of training stands beside it. prior_words: of how
+    many words, the likeliest of the prior, the actor chooses the next one in decoding, None for all. target_actor:
+    whether a moving average of the actor, by which it is trained, stands beside it. head, head_width, freeze,
+    critic_trunk, target_trunk, detach_critics: see ModelConfig."""
 
     model_type = "ilql"
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
@@ -42,6 +44,8 @@ class ILQLConfig(PreTrainedConfig):
     target_trunk: str = "shared"
     detach_critics: bool = False
     prior: bool = False
+    prior_words: int | None = None
+    target_actor: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is None:
@@ -59,4 +63,6 @@ class ILQLConfig(PreTrainedConfig):
             )
         if (self.critic == "likelihood") != (self.likelihood is not None):
             raise InputError(f"critic is {self.critic!r} and likelihood {self.likelihood!r}: give both, or neither")
+        if self.prior_words is not None and not (self.prior and self.prior_words > 0):
+            raise InputError(f"prior_words is {self.prior_words}, but must be at least 1, and needs a prior")
         super().__post_init__(**kwargs)

@@ -129,7 +129,7 @@ class Stepper:
             group["lr"] = rate
         self.optimizer.step()
         self.forget()
-        if self.model.q_target:
+        if self.model.q_target or self.model.target_actor is not None:
             self.model.update_targets(self.cfg.hyper.polyak)
 
     def forget(self) -> None:

@@ -69,7 +69,7 @@ def load(model: ILQLModel, run: Path) -> str:
     theirs, mine = model_tensors(source), model_tensors(model)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in mine.items():
-        if _part(name) != "prior":  # which is the actor of this run's beginning, not of that run's
+        if _part(name) not in ("prior", "target_actor"):  # which begin as this run's actor
             parts.setdefault(_part(name), {})[name] = tensor
     loaded: list[str] = []
     fresh: list[str] = []
@@ -87,7 +87,7 @@ def load(model: ILQLModel, run: Path) -> str:
                 tensor.copy_(theirs[name])
     more = [part for part in fresh if part in ("critic_trunk", "target_trunk")]
     model.begin_trunks(more)
-    model.begin_prior()
+    model.begin_actors()
     said = f"loaded {', '.join(loaded)} from {folder}"
     said += f"; begin as the trunk: {', '.join(more)}" if more else ""
     fresh = [part for part in fresh if part not in more]

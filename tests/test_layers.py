@@ -51,6 +51,7 @@ ORDER = (
     "ilql.prepack",
     "ilql.model_config",
     "ilql.model",
+    "ilql.copies",
     "ilql.spelling",
     "ilql.actor",
     "ilql.lean",

@@ -89,9 +89,14 @@ def test_the_recipes_of_bargains_train(tmp_path):
 
 @pytest.mark.parametrize("algo", ALGOS)
 def test_the_recipe_of_every_algorithm_trains(algo, maze, tmp_path):
-    (asked,) = load_config(["--config", str(recipe(algo))]).data.path
+    plain = load_config(["--config", str(recipe(algo))])
+    (asked,) = plain.data.path
     options = {"data.path": maze / Path(asked).name, "output": tmp_path / "run", "steps": 2}
     options |= {"batch.dialogues": 4, "log.every": 1}
+    if plain.init_from == "runs/maze-bc":
+        options["init_from"] = tmp_path / "bc"
+        of = ["--data.path", str(options["data.path"]), "--output", str(tmp_path / "bc"), "--device", "cpu"]
+        train(load_config(["--config", str(recipe("bc")), *of, "--steps", "1", "--batch.dialogues", "4"]))
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     cfg = load_config(["--config", str(recipe(algo)), *words, "--device", "cpu"])
     assert cfg.algo == algo

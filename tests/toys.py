@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutput
 
-from ilql.algos import ALGOS, critic
+from ilql.algos import ALGOS, critic, reads_prior
 from ilql.build import ModelConfig, build
 from ilql.model import ILQLConfig, ILQLModel
 from ilql.proposals import states
@@ -159,7 +159,8 @@ def model_fields(algo: Any, cfg: Any, step: str | None = None) -> dict[str, Any]
     """What the model of an algorithm is built with, at a time step, by default its first."""
     kind = critic(algo, step or algo.STEPS[0], cfg)
     level = {"baseline": algo.level(np.zeros(1), cfg)} if hasattr(algo, "level") else {}
-    return {"critic": kind, **(algo.fields(np.zeros(1), cfg) if hasattr(algo, "fields") else {}), **level}
+    own = {"prior": True} if reads_prior(algo, cfg) else {}
+    return {"critic": kind, **own, **(algo.fields(np.zeros(1), cfg) if hasattr(algo, "fields") else {}), **level}
 
 
 def defaults(algo: Any, step: str) -> Any:

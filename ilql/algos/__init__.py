@@ -27,6 +27,7 @@ from ilql.algos import (
     filtered_bc,
     ilql,
     ilql_utterance,
+    kl_control,
     mc,
     ppo,
     q_sft,
@@ -50,6 +51,7 @@ ALGOS = {
     "chai": chai,
     "reinforce": reinforce,
     "ppo": ppo,
+    "kl_control": kl_control,
 }
 
 

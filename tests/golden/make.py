@@ -107,7 +107,7 @@ def curve(name: str) -> list[dict[str, float]]:
         for p, g in zip(weights, torch.autograd.grad(total, weights, allow_unused=True), strict=True):
             if g is not None:
                 p.data.sub_(RATE * g)
-        if model.q_target:
+        if model.q_target or model.target_actor is not None:
             model.update_targets(cfg.polyak)
         out.append({k: v.item() for k, v in losses.items()})
     assert all(math.isfinite(x) for row in out for x in row.values())
