@@ -7,6 +7,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from ilql.model import ILQLConfig, ILQLModel
 from ilql.prefix import Segments, paths, positions
 from ilql.recurrent import is_recurrent, taken
+from ilql.sealed import check_weights
 from ilql.types import InputError
 
 ARCHITECTURES = ("gpt2", "llama")  # shapes that `architecture` trains from scratch and tests cover; others may work
@@ -137,6 +139,7 @@ def build(
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"model.dtype is {cfg.dtype!r}, not a floating point type of torch such as float32")
     if cfg.pretrained is not None:
+        check_weights(Path(cfg.pretrained))
         try:
             lm = AutoModelForCausalLM.from_pretrained(cfg.pretrained, dtype=dtype)
         except (OSError, ValueError) as error:

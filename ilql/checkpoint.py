@@ -9,7 +9,6 @@ folder under its final name is whole, and one that was damaged later is told fro
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import random
 import re
@@ -23,18 +22,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ilql import atomic
-from ilql.schema import sha256
+from ilql import atomic, sealed
 from ilql.types import InputError
 
-VERSION = 1
 INVALID = "invalid-"
 _STEP = re.compile(r"step-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9_]+\.(safetensors|json)")
-
-
-class Damaged(Exception):
-    """A checkpoint folder that must not be loaded; the text says why."""
 
 
 def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]) -> None:
@@ -51,48 +44,12 @@ def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: M
             save_file({k: t.detach().cpu().contiguous() for k, t in group.items()}, temporary / f"{name}.safetensors")
         for name, text in texts.items():
             (temporary / f"{name}.json").write_text(text, encoding="utf-8")
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(temporary.iterdir())}
-        manifest = {"version": VERSION, "files": files}
-        (temporary / "manifest.json").write_text(_written(manifest), encoding="utf-8")
-
-
-def _written(manifest: Mapping[str, Any]) -> str:
-    """A manifest as the only text that `verify` takes for it, with its digest: a flipped bit of white space shows."""
-    return json.dumps({**manifest, "digest": _digest(manifest)}, indent=1) + "\n"
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    """Digest of a manifest without its own digest field."""
-    rest = {k: v for k, v in manifest.items() if k != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+        sealed.seal(temporary)
 
 
 def verify(folder: Path) -> list[str]:
     """The names of a checkpoint's files, after every byte was checked. Raises Damaged with the reason."""
-    path = folder / "manifest.json"
-    if path.is_symlink() or not path.is_file():
-        raise Damaged("manifest.json is missing")
-    try:
-        text = path.read_bytes()
-        manifest = json.loads(text)
-        if manifest["digest"] != _digest(manifest) or text != _written(manifest).encode():
-            raise Damaged("manifest.json does not match its own digest")
-        if manifest["version"] != VERSION:
-            raise Damaged(f"version {manifest['version']!r}, but this package reads version {VERSION}")
-        files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(f"manifest.json cannot be read ({type(error).__name__})") from None
-    for name, (size, digest) in files.items():
-        if not _NAME.fullmatch(name) or name == "manifest.json":
-            raise Damaged(f"manifest.json names a file {name!r} that is not part of a checkpoint")
-        file = folder / name
-        if file.is_symlink() or not file.is_file():
-            raise Damaged(f"{name} is missing")
-        if file.stat().st_size != size:
-            raise Damaged(f"{name} has {file.stat().st_size} bytes instead of {size}")
-        if sha256(file) != digest:
-            raise Damaged(f"{name} does not match its sha256")
-    return list(files)
+    return sealed.verify(folder, known=_NAME)
 
 
 def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -125,7 +82,7 @@ def latest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     for path in reversed(steps(folder).values()):
         try:
             verify(path)
-        except (Damaged, OSError) as error:
+        except (sealed.Damaged, OSError) as error:
             skipped[path] = str(error)
         else:
             return path, skipped

@@ -26,6 +26,7 @@ from ilql.closed import Closed, choose
 from ilql.data import collate, crop, longest_window
 from ilql.generation import Choice, Generator, uniform
 from ilql.model import ILQLModel
+from ilql.sealed import check_weights
 from ilql.types import AGENT, Episode, InputError, Turn
 
 Message = Mapping[str, Any]
@@ -45,6 +46,7 @@ def model_folder(run: str | Path) -> Path:
 def load(run: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[ILQLModel, Encoder]:
     """The model of a run (or model) folder, ready to decode, and the encoder of its tokenizer."""
     folder = model_folder(run)
+    check_weights(folder)
     try:
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ilql import atomic
+from ilql import atomic, sealed
 from ilql.command import Parser, guard
 from ilql.decode import load, quiet
 from ilql.types import InputError
@@ -25,6 +25,7 @@ def export(run: str | Path, out: str | Path) -> Path:
     with atomic.folder(out, size + (1 << 22)) as temporary, quiet():
         lm.save_pretrained(temporary)
         encoder.tokenizer.save_pretrained(temporary)
+        sealed.seal(temporary)
     return out
 
 

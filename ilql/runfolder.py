@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from ilql import __version__, atomic, checkpoint
+from ilql import __version__, atomic, checkpoint, sealed
 from ilql.algos import ALGOS, critic
 from ilql.config import TrainConfig, dump, flat, load_config
 from ilql.model import ILQLModel
@@ -131,6 +131,7 @@ def export(
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card(cfg, manifests, facts), encoding="utf-8")
+        sealed.seal(temporary)
 
 
 def card(cfg: TrainConfig, manifests: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from ilql.checkpoint import model_tensors
 from ilql.model import ILQLModel
+from ilql.sealed import check_weights
 from ilql.types import InputError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -62,6 +63,7 @@ def load(model: ILQLModel, run: Path) -> str:
     folder = run / "model"
     if not (folder / "config.json").is_file():
         raise InputError(f"init_from: {run} has no model folder; name the folder of a finished run")
+    check_weights(folder)
     try:
         source = ILQLModel.from_pretrained(folder, dtype=next(model.parameters()).dtype, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ilql import atomic, checkpoint
+from ilql import atomic, checkpoint, sealed
 from ilql.types import InputError
 
 TENSORS = {"model": {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(2, dtype=torch.int64)}}
@@ -42,7 +42,7 @@ def test_every_flipped_byte_is_told(saved: Path) -> None:
         content = path.read_bytes()
         for at in {0, len(content) - 1, *(rng.randrange(len(content)) for _ in range(30))}:
             path.write_bytes(content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :])
-            with pytest.raises(checkpoint.Damaged):
+            with pytest.raises(sealed.Damaged):
                 checkpoint.load(saved)
         path.write_bytes(content)
     checkpoint.verify(saved)
@@ -52,7 +52,7 @@ def _resign(folder: Path, change: Callable[[dict], None]) -> None:
     """What a stranger can do: change the manifest and compute its digest again."""
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
-    (folder / "manifest.json").write_text(checkpoint._written(manifest))
+    (folder / "manifest.json").write_text(sealed.written(manifest))
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,14 @@ def _resign(folder: Path, change: Callable[[dict], None]) -> None:
 )
 def test_damage_is_named(saved: Path, damage: Callable[[Path], None], reason: str) -> None:
     damage(saved)
-    with pytest.raises(checkpoint.Damaged, match=reason):
+    with pytest.raises(sealed.Damaged, match=reason):
         checkpoint.verify(saved)
 
 
 def test_a_link_out_of_the_folder_is_refused(saved: Path, tmp_path: Path) -> None:
     (saved / "model.safetensors").rename(tmp_path / "elsewhere")
     (saved / "model.safetensors").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(checkpoint.Damaged, match="missing"):
+    with pytest.raises(sealed.Damaged, match="missing"):
         checkpoint.verify(saved)
 
 

@@ -30,6 +30,7 @@ ORDER = (
     "ilql.proposals",
     "ilql.atomic",
     "ilql.schema",
+    "ilql.sealed",
     "ilql.rows",
     "ilql.columns",
     "ilql.order",

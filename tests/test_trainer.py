@@ -243,7 +243,7 @@ def same(one: Path, other: Path) -> None:
             assert sha256(folder / name) == sha256(theirs[step] / name), (step, name)
 
 
-@pytest.mark.parametrize("step", [0, 1, 4, 5, 7, 8])
+@pytest.mark.parametrize("step", [0, 1, 3, 4, 5, 7, 8])
 def test_a_stopped_run_goes_on_to_the_bit(data: Path, tmp_path: Path, monkeypatch: Any, step: int) -> None:
     """Across an epoch's end (3 windows), in the middle of a row of the log (3 steps), with dropout."""
     whole = train(config(data, tmp_path / "whole", **LONG))

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from ilql import checkpoint
+from ilql import checkpoint, sealed
 
 
 def bit_flips(folder: Path, flips: int, seed: int = 0) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def bit_flips(folder: Path, flips: int, seed: int = 0) -> dict[str, Any]:
         try:
             checkpoint.load(folder)
             said = "nothing"
-        except checkpoint.Damaged as damage:
+        except sealed.Damaged as damage:
             said = str(damage)
         if path.name not in said:
             unnoticed.append((path.name, at, bit, said))

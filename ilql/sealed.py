@@ -1,0 +1,85 @@
+"""Folders under digests. Decision: `manifest.json` is written last, holds size and sha256 of every file and a digest of
+itself, and has one spelling only; so whatever bit of such a folder changes afterwards, it shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ilql.schema import sha256
+from ilql.types import InputError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+NAME = re.compile(r"\w[\w.-]*")  # cannot lead out of the folder
+
+
+class Damaged(Exception):
+    """A folder that must not be loaded; the text says why."""
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of a folder's files, of which none lies deeper."""
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(written({"version": VERSION, "files": files}), encoding="utf-8")
+
+
+def digest(manifest: Mapping[str, Any]) -> str:
+    """Digest of a manifest without its own digest field."""
+    rest = {k: v for k, v in manifest.items() if k != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def written(manifest: Mapping[str, Any]) -> str:
+    """A manifest as the only text that `verify` takes for it, with its digest: a flipped bit of white space shows."""
+    return json.dumps({**manifest, "digest": digest(manifest)}, indent=1) + "\n"
+
+
+def verify(folder: Path, kind: str = "", known: re.Pattern[str] = NAME) -> list[str]:
+    """The names of a folder's files that end so, after every byte of them was checked. Raises Damaged with the reason,
+    for a name that is not among the `known` too."""
+    path = folder / MANIFEST
+    if path.is_symlink() or not path.is_file():
+        raise Damaged(f"{MANIFEST} is missing")
+    try:
+        text = path.read_bytes()
+        manifest = json.loads(text)
+        if manifest["digest"] != digest(manifest) or text != written(manifest).encode():
+            raise Damaged(f"{MANIFEST} does not match its own digest")
+        if manifest["version"] != VERSION:
+            raise Damaged(f"version {manifest['version']!r}, but this package reads version {VERSION}")
+        files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
+    for name in files:
+        if not known.fullmatch(name) or name == MANIFEST:
+            raise Damaged(f"{MANIFEST} names a file {name!r} that is not part of the folder")
+    found = [name for name in files if name.endswith(kind)]
+    for name in found:
+        size, wanted = files[name]
+        file = folder / name
+        if file.is_symlink() or not file.is_file():
+            raise Damaged(f"{name} is missing")
+        if file.stat().st_size != size:
+            raise Damaged(f"{name} has {file.stat().st_size} bytes instead of {size}")
+        if sha256(file) != wanted:
+            raise Damaged(f"{name} does not match its sha256")
+    return found
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a model's folder whose weights have changed since it was sealed. Configs and cards may be edited, and
+    models that others have made have no seal."""
+    if not (folder / MANIFEST).is_file():
+        return
+    try:
+        verify(folder, ".safetensors")
+    except Damaged as reason:
+        raise InputError(
+            f"{folder} is damaged: {reason}; copy it again, or write it anew: train.py with --resume"
+        ) from None
