@@ -1,5 +1,5 @@
-"""`python -m ilql.annotate cache|logprobs|propose RUN DATA`: what a dataset gets from a model. Decision: a dataset
-stays as it was built; what a model adds is a folder of its own that says of which model and dataset it is.
+"""`python -m ilql.annotate cache|label|logprobs|propose RUN DATA`: what a dataset gets from a model. Decision: a
+dataset stays as it was built; what a model adds is a folder of its own that says of which model and dataset it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import AutoConfig
 
 from datasets_prep.encode import Encoder
-from ilql import border, cached, frozen, packed, states
+from ilql import border, cached, frozen, packed, rewarded, states
 from ilql.build import ModelConfig, build
 from ilql.columns import row_bytes
 from ilql.command import Parser, guard
@@ -230,6 +230,36 @@ def _logprobs(argv: Sequence[str]) -> None:
     print(f"{folder}: the dataset with log-probabilities under {args.source}")
 
 
+def label_parser() -> Parser:
+    parser = Parser(prog="python -m ilql.annotate label", description=rewarded.label.__doc__, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run of reward_model")
+    parser.add_argument("dataset", metavar="DATA", help="a dataset folder")
+    parser.add_argument("--output", help="a new folder (default: DATA-labelled)")
+    parser.add_argument(
+        "--which", choices=rewarded.WHICH, default="last", help="the agent's utterances that get one (default: last)"
+    )
+    parser.add_argument(
+        "--ensemble", choices=rewarded.ENSEMBLE, default="mean", help="of several critics (default: mean)"
+    )
+    parser.add_argument(
+        "--normalise",
+        choices=rewarded.NORMALISE,
+        default="standard",
+        help="to mean 0 and deviation 1 of the train split, or not (default: standard)",
+    )
+    parser.add_argument("--tokens", type=int, default=16384, help="that the model runs on at a time (default: 16384)")
+    return parser
+
+
+def _label(argv: Sequence[str]) -> None:
+    args = vars(label_parser().parse_args(argv))
+    folder = rewarded.label(args.pop("run"), args.pop("dataset"), args.pop("output"), **args)
+    found = json.loads((folder / "manifest.json").read_bytes())["label"]
+    print(f"{folder}: rewards less {found['mean']:.4g}, divided by {found['scale']:.4g}")
+    for split, told in found["rewards"].items():
+        print(f"{split}: {told['dialogues']:,} dialogues, return {told['mean']:.3f}, deviation {told['std']:.3f}")
+
+
 def propose_parser() -> Parser:
     parser = Parser(prog="python -m ilql.annotate propose", description=propose_all.__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="the actor: a run folder or a model folder")
@@ -250,6 +280,7 @@ def _propose(argv: Sequence[str]) -> None:
 
 COMMANDS = {
     "cache": (_cache, "store the hidden states of a dataset under a trunk that will be frozen"),
+    "label": (_label, "write a dataset anew with the rewards that a reward model gives"),
     "logprobs": (_logprobs, "write a dataset anew with log-probabilities of its actions under an actor"),
     "propose": (_propose, "write a dataset anew with what an actor would say at each of its states"),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,7 +129,9 @@ class Batch:
     behaviour cloning only; state, last, next (N) positions; reward, discount, ret (N); floor (N): the return to go
     where the dialogue terminated, -inf where it was cut off and nobody knows the rest; first (N): whether it is its
     dialogue's first; behaviour (N): log-probability of the action under the policy that wrote it, nan where that is
-    unknown; ids: the dialogues. offered: an actor's candidates at each decision's state, but for the logged action;
+    unknown; ids: the dialogues; pair (P, 2): the last decisions of two dialogues that were compared, the preferred
+    one's first (they share the row's `pair`, follow each other and differ in their return). offered: an actor's
+    candidates at each decision's state, but for the logged action;
     offered_next: those at its next state (None where the algorithm asks for none).
 
     run: what the trunk has to compute, which is what pieces share only once; where (T): the row of the trunk's output
@@ -153,6 +155,7 @@ class Batch:
     run: Run
     where: Tensor
     ids: Sequence[str]
+    pair: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
     hidden: Tensor | None = None
     offered: Offers | None = None
     offered_next: Offers | None = None
@@ -263,6 +266,7 @@ def collate(
     here: list[tuple[int, int]] = []
     after: list[tuple[int, int]] = []
     ids, n = [], 0
+    compared: list[tuple[Any, float, int]] = []
     for row in rows:
         at = decisions(row["start"], row["end"], len(row["tokens"]), bool(row["terminated"]))
         shifts, final = _shifts(row, at, history, pieces, acted)
@@ -277,6 +281,7 @@ def collate(
             here += offers.here(places, logged, keep, n)
             after += offers.after(places, keep, n)
         n += keep
+        compared.append((row.get("pair") if keep else None, float(np.sum(row["reward"])), n - 1))
     if not pieces.known:
         raise InputError("a batch without dialogues; the dataset is empty")
     flat = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -289,9 +294,23 @@ def collate(
         run=run,
         where=where,
         ids=ids,
+        pair=_pairs(compared),
         offered=offers.gather(here) if offered else None,
         offered_next=offers.gather(after) if offered else None,
     )
+
+
+def _pairs(compared: Sequence[tuple[Any, float, int]]) -> Tensor:
+    """`Batch.pair` from each dialogue's `pair`, return and last decision."""
+    found = []
+    waits: tuple[Any, float, int] = (None, 0.0, 0)
+    for name, reward, last in compared:
+        other, less, before = waits
+        waits = name, reward, last
+        if name is not None and name == other and reward != less:
+            found.append((last, before) if reward > less else (before, last))
+            waits = (None, 0.0, 0)
+    return torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
 
 
 def _steps(

@@ -26,6 +26,7 @@ from ilql.diagnostics import highest
 from ilql.frozen import TRUNK
 from ilql.model import ILQLModel
 from ilql.order import BatchConfig, Order
+from ilql.pairs import check_pairs
 from ilql.replay import Decisions
 from ilql.rows import Mix, Rows
 from ilql.schema import sha256
@@ -51,6 +52,12 @@ class Picked(Sequence[dict[str, Any]]):
 
     def __getitems__(self, index: Sequence[int]) -> list[dict[str, Any]]:
         return [self[i] for i in index]
+
+    @property
+    def pair(self) -> np.ndarray | None:
+        """Which of the chosen rows are pairs, see `Mix`."""
+        numbers = self.rows.pair
+        return None if numbers is None else numbers[self.chosen]
 
     def weights(self, each: Sequence[float]) -> np.ndarray:
         """The weight of each row, of one number a dataset."""
@@ -108,6 +115,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     mix = Mix(parts)
     algo = ALGOS[cfg.algo]
     step = mix.parts[0].manifest["step"]
+    _check_paired(cfg, parts)
     _check_step(cfg, parts[0])
     encoder = Encoder.from_folder(Path(cfg.data.path[0]) / "tokenizer")
     for part in parts:
@@ -145,6 +153,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
             part.check(encoder.vocab_size)
             _check_behaviour(cfg, part)
         longest = max(longest, *map(piece, held))
+        _check_paired(cfg, held.parts)
         rows["validation"] = select(held, cfg, "validation")
     digests = [sha256(Path(path) / "manifest.json") for path in cfg.data.path]
     advise, fields = getattr(algo, "advise", None), getattr(algo, "fields", None)
@@ -152,7 +161,8 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     facts = fields(mix.returns, cfg.hyper) if fields else {}
     manifests = [part.manifest for part in parts]
     to_go = np.concatenate([part.to_go(options["gamma"]) for part in parts])
-    most = highest(to_go) if algo.CRITIC else math.inf
+    valued = algo.CRITIC and not getattr(algo, "PAIRED", False)  # what pairs are worth is no return
+    most = highest(to_go) if valued else math.inf
     if hasattr(algo, "level"):
         facts["baseline"] = algo.level(to_go, cfg.hyper)
     common: dict[str, Any] = {
@@ -176,6 +186,18 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
             pools[split] = Dialogues(caches, split, picked.rows, picked.chosen, together)
     batching = replace(cfg.batch, dialogues=cfg.batch.decisions) if cfg.model.freeze == TRUNK else cfg.batch
     return feed(**_arrange(cfg, batching, pools, _as_it_is, rank, world), digests=digests, caches=caches)
+
+
+def _check_paired(cfg: TrainConfig, parts: Sequence[Rows]) -> None:
+    """Refuse datasets that are no pairs where the algorithm learns from such."""
+    if not getattr(ALGOS[cfg.algo], "PAIRED", False):
+        return
+    for part in parts:
+        check_pairs(part, cfg.algo)
+    if cfg.data.reward_scale != 1:
+        raise InputError(
+            f"data.reward_scale is for rewards in the log; those that {cfg.algo} learns are its own: use 1"
+        )
 
 
 def _check_step(cfg: TrainConfig, rows: Rows) -> None:
@@ -235,11 +257,12 @@ def _arrange(
     which: list[Sequence[int]] = []
     if "validation" in rows:
         # A seed and epoch of its own: the same batches at every validation, whatever the run's seed.
-        order = Order(rows["validation"].lengths, replace(batching, passes=1), 0, rank, world)
+        held = rows["validation"]
+        order = Order(held.lengths, replace(batching, passes=1), 0, rank, world, pair=getattr(held, "pair", None))
         which = order.batches(0)[: math.ceil(cfg.log.validation_batches / world)]
     return {
         "rows": train,
-        "order": Order(train.lengths, batching, cfg.seed, rank, world, weight),
+        "order": Order(train.lengths, batching, cfg.seed, rank, world, weight, getattr(train, "pair", None)),
         "collate": together,
         "validation": Fixed(rows["validation"], together, which) if which else [],
         "mixture": _mixture(cfg, train) if len(cfg.data.path) > 1 else None,

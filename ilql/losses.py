@@ -180,6 +180,16 @@ def ppo_clip(ratio: Tensor, advantage: Tensor, clip: float | None) -> Tensor:
     return -plain if clip is None else -torch.minimum(plain, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
+def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """-log sigmoid(r_chosen - r_rejected), one number a pair: (P), (P) -> (P), or (K, P) of several critics each
+    (Bradley and Terry 1952; Ziegler et al. 2019, eq. 1 for two; Ouyang et al. 2022, eq. 1).
+
+    The probability that the chosen one is preferred is sigmoid of the difference: a number added to all rewards
+    changes nothing.
+    """
+    return -torch.nn.functional.logsigmoid(chosen - rejected)
+
+
 def awr_weight(advantage: Tensor, beta: float, clip: float) -> Tensor:
     """min(exp(beta A), clip), (N), a constant: advantage-weighted regression (Kostrikov et al. 2021, eq. 7).
 

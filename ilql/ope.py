@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from datasets_prep.encode import Encoder
-from ilql import control, ranking
+from ilql import control, ranking, verdicts
 from ilql.agreement import auc, explained_variance, rank_correlation
 from ilql.algos import ALGOS, critic
 from ilql.closed import Closed
@@ -37,11 +37,10 @@ from ilql.learner import Learner, check_fits
 from ilql.model import ILQLModel
 from ilql.order import times
 from ilql.proposals import NAME
-from ilql.report import Interval, bootstrap, table
+from ilql.report import bootstrap, interval, table
 from ilql.rows import Mix, Rows
 from ilql.types import AGENT, PARTNER, InputError, Turn
 
-RESAMPLES = 2000
 BATCH = 32  # dialogues that are read at a time
 
 
@@ -96,23 +95,6 @@ def read_turns(model: ILQLModel, bos: int, rows: Sequence[dict[str, Any]], batch
             found.append(Turns(value[mine][begins], to_go[begins], nll, str(group)))
             first += n
     return found
-
-
-def interval(
-    statistic: Callable[..., float], columns: Sequence[np.ndarray], groups: Sequence[str], seed: int = 0
-) -> Interval:
-    """A statistic of columns of one number a dialogue, with its percentile bootstrap interval over groups."""
-    _, member = np.unique(groups, return_inverse=True)
-    order = np.argsort(member, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(member[order])) + 1)
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(RESAMPLES):
-        chosen = np.concatenate([parts[i] for i in rng.integers(len(parts), size=len(parts))])
-        drawn.append(statistic(*(c[chosen] for c in columns)))
-    kept = np.array(drawn)[np.isfinite(drawn)]
-    low, high = np.quantile(kept, [0.025, 0.975]) if len(kept) else (np.nan, np.nan)
-    return Interval(statistic(*columns), float(low), float(high))
 
 
 def judge(turns: Sequence[Turns], thresholds: Sequence[float]) -> list[dict[str, Any]]:
@@ -220,6 +202,8 @@ def report(
     `meta` has these values. closed: choose the last turn of the closed set that the corpus' game offers there.
     """
     model, encoder = load(run)
+    if model.config.algo == "reward_model":
+        return verdicts.report(run, data, split)
     rows = _open(data, split, run, encoder)
     if model.config.control is not None:  # told what came of it
         rows = Mix(rows.parts, partial(control.prepare, note=encoder.note, digits=model.config.control["digits"]))

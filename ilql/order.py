@@ -43,6 +43,9 @@ class Order:
     of like length, from a shuffle within large groups, so that attention has little to pad; their order is shuffled.
     Every process gets the same number of batches; the few left over at an epoch's end wait for another epoch. With
     several passes the batches of an optimizer step come again and again, and an epoch is of whole steps.
+
+    pair (rows): rows of the same number are drawn as one, and so always lie together in a batch of one process, one
+    behind the other; None: each row for itself.
     """
 
     GROUP = 64  # batches whose rows are sorted by length together
@@ -55,9 +58,17 @@ class Order:
         rank: int = 0,
         world: int = 1,
         weight: np.ndarray | None = None,
+        pair: np.ndarray | None = None,
     ) -> None:
         if len(lengths) == 0:
             raise InputError("the train split has no dialogue; build the dataset again")
+        self.pair = pair
+        self._members: list[np.ndarray] | None = None
+        if pair is not None:
+            _, unit = np.unique(pair, return_inverse=True)
+            self._members = np.split(np.argsort(unit, kind="stable"), np.cumsum(np.bincount(unit))[:-1])
+            lengths = np.bincount(unit, lengths).astype(int)
+            weight = None if weight is None else weight[[rows[0] for rows in self._members]]
         self.lengths, self.cfg, self.seed, self.rank, self.world, self.weight = lengths, cfg, seed, rank, world, weight
 
     def batches(self, epoch: int) -> list[Sequence[int]]:
@@ -67,12 +78,16 @@ class Order:
             rows = rng.permutation(np.repeat(rows, times(self.weight[rows], rng)))
         if self.cfg.dialogues is not None:
             size = self.cfg.dialogues
+            if self._members is not None:
+                size = max(1, size // max(map(len, self._members)))
             out: list[Any] = [rows[i : i + size] for i in range(0, len(rows), size)]
         else:
             out = self._by_budget(rows)
             out = [out[i] for i in rng.permutation(len(out))]
         if not out:  # small weights can leave an epoch without rows
             out = [[int(rng.integers(len(self.lengths)))]]
+        if self._members is not None:
+            out = [np.concatenate([self._members[unit] for unit in batch]) for batch in out]
         while len(out) < self.world:  # fewer batches than processes: each still gets one
             out = out + out
         return self._again(out[: len(out) // self.world * self.world][self.rank :: self.world])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from ilql import atomic
 
+RESAMPLES = 2000  # of a statistic that is no mean
 _CHUNK = 2_000_000  # resampled indices held at a time
 
 
@@ -72,6 +73,23 @@ def bootstrap(
         means.append(total[draw].sum(1)[drawn > 0] / drawn[drawn > 0])
     low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(total.sum() / count.sum()), float(low), float(high))
+
+
+def interval(
+    statistic: Callable[..., float], columns: Sequence[np.ndarray], groups: Sequence[str], seed: int = 0
+) -> Interval:
+    """A statistic of columns of one number a dialogue, with its percentile bootstrap interval over groups."""
+    _, member = np.unique(groups, return_inverse=True)
+    order = np.argsort(member, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(member[order])) + 1)
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(RESAMPLES):
+        chosen = np.concatenate([parts[i] for i in rng.integers(len(parts), size=len(parts))])
+        drawn.append(statistic(*(c[chosen] for c in columns)))
+    kept = np.array(drawn)[np.isfinite(drawn)]
+    low, high = np.quantile(kept, [0.025, 0.975]) if len(kept) else (np.nan, np.nan)
+    return Interval(statistic(*columns), float(low), float(high))
 
 
 def _members(size: int, groups: Sequence[Hashable] | None) -> tuple[np.ndarray, int]:

@@ -62,6 +62,12 @@ class Rows(Sequence[dict[str, Any]]):
         parts = [values[: offsets[-1]] for offsets, values in (batch["logp"] for batch in self._batches)]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
+    @property
+    def pair(self) -> np.ndarray:
+        """What each dialogue shares with the one that it was compared to, (rows) of str; None where it has no such."""
+        each = [batch["pair"].to_pylist() if "pair" in batch else [None] * len(batch["id"]) for batch in self._batches]
+        return np.array([name for names in each for name in names], object)
+
     def to_go(self, gamma: float) -> np.ndarray:
         """The discounted return to go of every transition, (n), in the log's units."""
         parts = []
@@ -156,6 +162,17 @@ class Mix(Sequence[dict[str, Any]]):
     def logp(self) -> np.ndarray:
         """As of `Rows`, (n) of all."""
         return np.concatenate([part.logp for part in self.parts])
+
+    @property
+    def pair(self) -> np.ndarray | None:
+        """The same number for the two dialogues of a pair and for no other, (rows); None where nothing is a pair."""
+        named = [(k, name) for k, part in enumerate(self.parts) for name in part.pair.tolist()]
+        if all(name is None for _, name in named):
+            return None
+        number: dict[Any, int] = {}
+        return np.array(
+            [number.setdefault(i if pair[1] is None else pair, len(number)) for i, pair in enumerate(named)]
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -44,7 +44,13 @@ def stream(feed: Feed, progress: Progress, workers: int) -> Generator[Taken]:
 
 
 def divided(feed: Feed, taken: Taken, pieces: int) -> list[Batch]:
-    """A micro-batch as so many smaller ones of its rows, or of one row each where there are fewer."""
-    size = -(-len(taken.rows) // pieces)
-    parts = [taken.rows[i : i + size] for i in range(0, len(taken.rows), size)]
+    """A micro-batch as so many smaller ones of its rows, or of one row each where there are fewer; the two rows of a
+    pair stay together."""
+    size, pair = -(-len(taken.rows) // pieces), feed.order.pair
+    parts: list[list[int]] = []
+    for row in taken.rows:
+        if parts and (len(parts[-1]) < size or (pair is not None and pair[row] == pair[parts[-1][-1]])):
+            parts[-1].append(row)
+        else:
+            parts.append([row])
     return [feed.collate(feed.rows.__getitems__(part)) for part in parts]

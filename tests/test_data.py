@@ -278,6 +278,47 @@ def test_weights_are_passes_an_epoch():
     assert 10 <= seen[150:].sum() <= 40
 
 
+def test_the_rows_of_a_pair_lie_side_by_side_in_one_batch_of_one_process():
+    pair = np.random.default_rng(2).permutation(np.arange(200) // 2)  # its rows anywhere
+    for cfg in (BatchConfig(dialogues=7), BatchConfig(tokens=300), BatchConfig(dialogues=1)):
+        parts = [Order(lengths(), cfg, seed=5, rank=r, world=3, pair=pair).batches(2) for r in range(3)]
+        rows = [i for p in parts for b in p for i in b]
+        assert len(rows) == len(set(rows)) > 180
+        for batch in (b for p in parts for b in p):
+            assert pair[batch[::2]].tolist() == pair[batch[1::2]].tolist()
+    sizes = {len(b) for b in Order(lengths(), BatchConfig(dialogues=7), seed=5, pair=pair).batches(0)}
+    assert sizes == {6, 2}
+    halves = Order(np.full(4, 5), BatchConfig(dialogues=2), seed=0, weight=np.array([2, 0, 0, 2.0]), pair=pair4())
+    assert sorted(sorted(b) for b in halves.batches(0)) == [[0, 3], [0, 3]]
+
+
+def pair4() -> np.ndarray:
+    return np.array([0, 1, 1, 0])
+
+
+def test_rows_of_no_pair_are_drawn_for_themselves():
+    alone = np.arange(200)
+    assert [[*b] for b in Order(lengths(), BatchConfig(dialogues=7), seed=5, pair=alone).batches(0)] == [
+        [*b] for b in Order(lengths(), BatchConfig(dialogues=7), seed=5).batches(0)
+    ]
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [2, 1, 0, 4, 3], [0, 2, 1, 4, 3]])
+def test_a_batch_knows_which_last_decision_was_preferred(order):
+    """Two utterances, then one; a dialogue of no pair between two pairs."""
+    one = row([0, 1, 2, 1, 3], [2, 4], [3, 5], [0, 1.0], turn=[1, 2, 3, 4])
+    other = row([0, 1, 4], [2], [3], [0.0], turn=[1, 2])
+    rows = [one | {"pair": "x"}, other | {"pair": "x"}, other, other | {"pair": "y"}, one | {"pair": "y"}]
+    batch = collate([rows[i] for i in order], gamma=0.9, bos=0, bootstraps=False)
+    best, worst = batch.pair.T
+    assert batch.reward[best].tolist() == [1] * len(best)
+    assert batch.reward[worst].tolist() == [0] * len(worst)
+    first = np.cumsum([0] + [len(rows[i]["start"]) for i in order])
+    last = {i: int(first[k + 1]) - 1 for k, i in enumerate(order)}
+    wanted = [[last[0], last[1]], [last[4], last[3]]]
+    assert batch.pair.tolist() == (wanted[1:] if order[1] == 2 else wanted)  # parted, x is no pair
+
+
 def test_passes_repeat_the_batches_of_a_step():
     """9 batches of 7 rows for each of 3 processes, 2 a step: 4 whole steps an epoch, each taken three times."""
     plain = BatchConfig(dialogues=7, accumulate=2)

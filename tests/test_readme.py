@@ -225,7 +225,11 @@ def test_every_option_of_eval_stands_in_a_table_with_its_default() -> None:
 
 @pytest.mark.parametrize(
     ("section", "parser"),
-    [("Hidden states, stored once", annotate.cache_parser), ("Proposals", annotate.propose_parser)],
+    [
+        ("Hidden states, stored once", annotate.cache_parser),
+        ("Proposals", annotate.propose_parser),
+        ("Learned rewards", annotate.label_parser),
+    ],
 )
 def test_every_option_of_annotate_stands_in_a_table_with_its_default(section: str, parser: Any) -> None:
     rows = table(read("docs/training.md").split(f"\n## {section}\n")[1].split("\n## ")[0])

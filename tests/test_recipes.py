@@ -38,6 +38,8 @@ def maze(tmp_path_factory):
     """The folders that the recipes name, by the commands in their comments, with fewer dialogues."""
     folder = tmp_path_factory.mktemp("maze")
     few = {"dialogues": 40}
+    judged = {"of": "maze", "ranked": 4, "noise": 20.0}
+    build(Options("preferences", folder / "maze-pairs", tokenizer="word", step="utterance", corpus_options=judged))
     for name, tokenizer in (("maze", "word"), ("maze-bpe", "bpe:512")):
         build(Options("maze", output=folder / name, tokenizer=tokenizer, action_tokens=MOVES, corpus_options=few))
     cloned = ["--data.path", str(folder / "maze"), "--output", str(folder / "clone"), "--steps", "1", "--device", "cpu"]

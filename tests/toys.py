@@ -107,8 +107,10 @@ def proposed(r: dict[str, Any]) -> dict[str, Any]:
 
 
 def at_step(rows: list[dict[str, Any]], step: str) -> list[dict[str, Any]]:
-    """Dialogues at token steps as those at a time step."""
-    return [proposed(spoken(r)) for r in rows] if step == "utterance" else rows
+    """Dialogues at token steps as those at a time step; of utterances every two are a pair."""
+    if step == "token":
+        return rows
+    return [proposed(spoken(r)) | {"pair": f"pair {i // 2}"} for i, r in enumerate(rows)]
 
 
 class TableTrunk(nn.Module):

@@ -7,10 +7,11 @@ extracted), `STEPS` (the time steps it is defined for), `CRITIC` (see `critic`; 
 `ilql.backups`); `behaviour(cfg)` (whether it reads `Batch.behaviour`, which then has to be known of every decision);
 `whole(cfg)` (whether it reads the decisions of a dialogue together, in their order); `PRIOR = True`, or `prior(cfg)`
 where that depends on the options (whether it reads `Out.prior_logp` or `Out.kl`, of the actor as training began with
-it); `OFFERED = True` (it reads the dialogues' proposals); `select(returns, cfg) -> mask of dialogues` (the part of them
-that it learns from); `fields(returns, cfg)` (further fields of the model's config); `level(to_go, cfg)` (its field
-`baseline`: see `ilql.algos.baseline`); `advise(returns, cfg) -> sentence or None` (what about the scaled returns of the
-dialogues does not suit the options); `prepare(row, note, cfg) -> row` (a row as it reads it: `ilql.control`).
+it); `OFFERED = True` (it reads the dialogues' proposals); `PAIRED = True` (it reads `Batch.pair`, so every dialogue has
+to be one of a pair); `select(returns, cfg) -> mask of dialogues` (the part of them that it learns from);
+`fields(returns, cfg)` (further fields of the model's config); `level(to_go, cfg)` (its field `baseline`: see
+`ilql.algos.baseline`); `advise(returns, cfg) -> sentence or None` (what about the scaled returns of the dialogues does
+not suit the options); `prepare(row, note, cfg) -> row` (a row as it reads it: `ilql.control`).
 """
 
 from types import ModuleType
@@ -32,6 +33,7 @@ from ilql.algos import (
     ppo,
     q_sft,
     reinforce,
+    reward_model,
     sarsa,
 )
 
@@ -52,6 +54,7 @@ ALGOS = {
     "reinforce": reinforce,
     "ppo": ppo,
     "kl_control": kl_control,
+    "reward_model": reward_model,
 }
 
 
