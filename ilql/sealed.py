@@ -36,7 +36,7 @@ def digest(manifest: Mapping[str, Any]) -> str:
 
 
 def written(manifest: Mapping[str, Any]) -> str:
-    """A manifest as the only text that `verify` takes for it, with its digest: a flipped bit of white space shows."""
+    """A manifest as the only text that `verify` takes for it, with its digest."""
     return json.dumps({**manifest, "digest": digest(manifest)}, indent=1) + "\n"
 
 

@@ -55,6 +55,12 @@ def _resign(folder: Path, change: Callable[[dict], None]) -> None:
     (folder / "manifest.json").write_text(sealed.written(manifest))
 
 
+def _respace(folder: Path) -> None:
+    """The same manifest to a reader of JSON, in other bytes."""
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("\n", "\t\n"))
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -64,6 +70,7 @@ def _resign(folder: Path, change: Callable[[dict], None]) -> None:
         (lambda f: (f / "manifest.json").write_text("[]"), "cannot be read"),
         (lambda f: os.truncate(f / "model.safetensors", 20), "20 bytes instead of"),
         (lambda f: _resign(f, lambda m: m.update(version=9)), "version 9"),
+        (lambda f: _respace(f), "does not match its own digest"),
         (lambda f: _resign(f, lambda m: m["files"].update({"../x.json": {"bytes": 1, "sha256": ""}})), "'../x.json'"),
         (lambda f: _resign(f, lambda m: m["files"].update({"a.pt": {"bytes": 1, "sha256": ""}})), "'a.pt'"),
     ],
