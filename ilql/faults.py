@@ -72,6 +72,15 @@ def is_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MEMORY)
 
 
+def elsewhere(error: BaseException) -> str:
+    """A sentence on memory that was not wanted for a gradient."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"out of memory ({said}); the last checkpoint stands: free some, or lower batch.tokens (or batch.dialogues, "
+        "batch.decisions), which validation reads by too"
+    )
+
+
 def too_large(batch: Batch, rows: int, pieces: int) -> str:
     """A sentence on a micro-batch that does not fit into memory, and what to set."""
     shape = f"{rows} rows, {len(batch.tokens)} tokens, {batch.n} decisions"

@@ -114,6 +114,10 @@ class Run:
                     if total is not None:
                         bar.update()
                         bar.set_postfix(loss=f"{total:.4g}", refresh=False)
+        except (RuntimeError, MemoryError) as error:  # of the optimizer's state, or of a validation
+            if isinstance(error, TrainingError) or not faults.is_memory(error):
+                raise
+            raise TrainingError(f"step {progress.step}: {faults.elsewhere(error)}") from error
         finally:
             source.close()
             bar.close()

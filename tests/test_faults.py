@@ -13,6 +13,7 @@ from ilql import checkpoint, faults
 from ilql.cli import train_main
 from ilql.config import dump
 from ilql.progress import TrainingError
+from ilql.stepper import Stepper
 from ilql.trainer import train
 from tests.test_trainer import rows, weights
 from tests.tiny import config, dataset
@@ -126,6 +127,19 @@ def test_out_of_memory_names_the_shape_and_what_to_set(
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == {}
 
 
+def test_memory_for_the_optimizer_is_missed_in_one_sentence(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def move(self: Stepper, step: int) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nmore")
+
+    monkeypatch.setattr(Stepper, "move", move)
+    with pytest.raises(
+        TrainingError, match=r"step 0: out of memory \(\[enforce fail\] .* memory\); the last checkpoint"
+    ):
+        train(config(data, tmp_path / "run"))
+
+
 def test_other_errors_are_no_want_of_memory() -> None:
     assert faults.is_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert faults.is_memory(MemoryError())
@@ -140,8 +154,6 @@ def test_the_first_weight_that_is_not_finite_is_named() -> None:
 
 
 def test_weights_that_broke_are_never_saved(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ilql.stepper import Stepper
-
     real = Stepper.move
 
     def breaking(self: Stepper, step: int) -> None:
