@@ -180,6 +180,27 @@ def ppo_clip(ratio: Tensor, advantage: Tensor, clip: float | None) -> Tensor:
     return -plain if clip is None else -torch.minimum(plain, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
+def tapered_ratio(
+    logp: Tensor,
+    behaviour: Tensor,
+    advantage: Tensor,
+    positive: tuple[float, float] = (1.0, 1.0),
+    negative: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """pi / mu, (N), within `positive` where the advantage is at least 0 and within `negative` where it is below; a
+    constant (Le Roux et al. 2025, eq. 7; the defaults are its eq. 8). logp, behaviour: of what the advantage is of.
+
+    The logarithm is held below the upper bound's before exp, so that no ratio overflows.
+    """
+    change = (logp - behaviour).detach()
+
+    def within(low: float, high: float) -> Tensor:
+        top = math.log(high) if high else -math.inf
+        return change.clamp(max=top).exp().clamp(min=low)
+
+    return torch.where(advantage >= 0, within(*positive), within(*negative))
+
+
 def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
     """-log sigmoid(r_chosen - r_rejected), one number a pair: (P), (P) -> (P), or (K, P) of several critics each
     (Bradley and Terry 1952; Ziegler et al. 2019, eq. 1 for two; Ouyang et al. 2022, eq. 1).

@@ -43,7 +43,9 @@ def solve(
     arms = max(int(r["tokens"].max()) for r in rows) + 1
     model = table_model(arms, **model_fields(algo, cfg)) if model is None else model
     learner = Learner(model, algo, cfg)
-    batch = collate(rows, gamma=cfg.gamma, bos=BOS, bootstraps=algo.BOOTSTRAPS).to("cpu", torch.float64)
+    batch = collate(rows, gamma=getattr(cfg, "gamma", 1.0), bos=BOS, bootstraps=algo.BOOTSTRAPS).to(
+        "cpu", torch.float64
+    )
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5 * (1 + np.cos(np.pi * i / steps)) + 1e-6)
     for _ in range(steps):

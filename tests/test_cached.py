@@ -29,8 +29,9 @@ LOG: dict[str, Any] = {"every": 1, "validate_every": 5, "validation_batches": 9,
 
 
 def stored(algo: Any) -> bool:
-    """Whether an algorithm reads rows as they are stored, and no more than is."""
-    return not hasattr(algo, "prepare") and not hasattr(algo, "OFFERED")
+    """Whether an algorithm reads rows as they are stored, no more than is, and one decision without the others."""
+    whole = hasattr(algo, "whole") and algo.whole(algo.Config())
+    return not hasattr(algo, "prepare") and not hasattr(algo, "OFFERED") and not whole
 
 
 ALGORITHMS = [(name, step) for name, algo in ALGOS.items() for step in algo.STEPS if stored(algo)]

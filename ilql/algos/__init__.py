@@ -35,6 +35,7 @@ from ilql.algos import (
     reinforce,
     reward_model,
     sarsa,
+    topr,
 )
 
 ALGOS = {
@@ -53,6 +54,7 @@ ALGOS = {
     "chai": chai,
     "reinforce": reinforce,
     "ppo": ppo,
+    "topr": topr,
     "kl_control": kl_control,
     "reward_model": reward_model,
 }
