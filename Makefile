@@ -3,7 +3,7 @@
 # with), JOBS (test processes), DEMO_ARGS, BENCH_ARGS, SOAK_ARGS, PYTEST_ARGS, MUTANTS (names), ILQL_CORPORA (the published corpora).
 
 CONSTRAINTS ?= constraints.txt
-EXTRAS ?= dev,report,tensorboard
+EXTRAS ?= dev,report,rewards,tensorboard
 VENV ?= .venv
 JOBS ?= 2
 PY := $(VENV)/bin/python

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datasets_prep import CORPORA, check, split, stats
+from datasets_prep import CORPORA, check, rewards, split, stats
 from datasets_prep import tokenizer as tk
 from datasets_prep.chunks import chunks
 from datasets_prep.columns import Columns
@@ -49,6 +49,8 @@ class Options:
     workers: int = 1
     seed: int = 0
     corpus_options: dict[str, Any] = field(default_factory=dict)
+    rewards: dict[str, float] = field(default_factory=dict)
+    zscore: bool = False
 
 
 def build(options: Options) -> dict[str, Any]:
@@ -106,6 +108,7 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
     count, reasons = 0, Counter[str]()
     examples: dict[str, Reject] = {}
     splitter = _splitter(options)
+    scales, told = _scales(options, source)
     task = Task(
         source=source,
         tokenizer=str(part / "tokenizer"),
@@ -114,6 +117,7 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
         max_length=options.max_length,
         overlong=options.overlong,
         grouped=splitter.grouped,
+        scales=scales,
     )
     action_ids = list(tk.action_tokens(encoder.tokenizer).values())
     work = splitter.read(source.parts)
@@ -145,6 +149,8 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
         raise InputError("no dialogue is left for train; look at --input, --validation and --max-length")
     statistics: dict[str, Any] = {n: t.summary() for n, t in tallies.items() if writers[n].rows}
     statistics |= {"episodes_in": count, "rows_out": written, "rejected": refused, "rejected_reasons": dict(reasons)}
+    if options.rewards:
+        statistics["rewards"] = told
     uses = sum((t.action_tokens for t in tallies.values()), Counter[int]())
     statistics["action_tokens"] = {text: uses[i] for text, i in tk.action_tokens(encoder.tokenizer).items()}
     manifest = _manifest(part, options, encoder, writers, statistics, refused)
@@ -164,18 +170,32 @@ def _tokenizer(options: Options, source: Source) -> Any:
         return tk.load(options.tokenizer)
 
     def texts() -> Iterator[str]:
-        splitter = _splitter(options)
-        with tqdm(desc="reading for the tokenizer", unit=" dialogues", disable=None) as bar:
-            for name, work in splitter.read(source.parts):
-                talks = source.read(work).talks
-                placed, faults = splitter.place(name, split.look(talks, splitter.grouped)), check.faults(talks)
-                for i, found in enumerate(placed):
-                    if found == "train" and i not in faults:
-                        yield from _said(talks, i)
-                bar.update(len(talks))
-        splitter.close()
+        for talks, which in _training(options, source, "reading for the tokenizer"):
+            for i in which:
+                yield from _said(talks, i)
 
     return tk.train(options.tokenizer, () if options.tokenizer == "byte" else texts())
+
+
+def _training(options: Options, source: Source, what: str) -> Iterator[tuple[Talks, list[int]]]:
+    """All dialogues in a pass of their own, and which of them are to be trained on, before any is encoded."""
+    splitter = _splitter(options)
+    with tqdm(desc=what, unit=" dialogues", disable=None) as bar:
+        for name, work in splitter.read(source.parts):
+            talks = source.read(work).talks
+            placed, faults = splitter.place(name, split.look(talks, splitter.grouped)), check.faults(talks)
+            yield talks, [i for i, found in enumerate(placed) if found == "train" and i not in faults]
+            bar.update(len(talks))
+    splitter.close()
+
+
+def _scales(options: Options, source: Source) -> tuple[dict[str, rewards.Scale], dict[str, Any]]:
+    """How rewards by replies enter their sum, and what is to be said of them."""
+    tally = rewards.Tally(options.rewards)
+    if options.rewards:
+        for talks, which in _training(options, source, "reading for the rewards"):
+            tally.add(talks.take(which))
+    return tally.scales(options.rewards, options.zscore)
 
 
 def _said(talks: Talks, i: int) -> list[str]:
@@ -272,6 +292,7 @@ def _manifest(
             "step": options.step,
             "tokenizer": name,
             "turn_tokens": options.turn_tokens,
+            **({"rewards": options.rewards, "zscore": options.zscore} if options.rewards else {}),
             "validation": validation.name if isinstance(validation, Path) else validation,
             **{key: _plain(value) for key, value in options.corpus_options.items()},
         },

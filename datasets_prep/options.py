@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from datasets_prep import CORPORA
+from datasets_prep import CORPORA, rewards
 from datasets_prep.build import Options
 from datasets_prep.overlong import MODES
 from ilql.schema import STEPS
@@ -121,14 +121,46 @@ def _parser(name: str, corpus: ModuleType) -> Parser:
         metavar="FRACTION|FILE",
         help="a share of the dialogues, drawn by group, or the corpus' own validation file (default: none)",
     )
+    own = corpus_options(corpus).get("reward")
+    add(
+        "--reward",
+        default=None if own is None else own.default,
+        metavar="NAME=WEIGHT,...",
+        help="rewards by the partner's replies in place of the log's: "
+        + ", ".join([*rewards.REWARDS, rewards.LOGGED])
+        + ("" if own is None else f"; or the corpus' own: {', '.join(_choices(own))} (default: {own.default})"),
+    )
+    add("--zscore", action="store_true", help="give each of these mean 0 and deviation 1 over the train split")
     add("--max-length", type=int, metavar="L", help="tokens a dialogue may have (default: any number)")
     add("--overlong", choices=MODES, default="reject", help="what becomes of longer ones (default: reject)")
     add("--max-reject-rate", type=float, default=0.01, metavar="R", help="share of rejects allowed (default: 0.01)")
     add("--workers", type=int, default=1, metavar="N", help="processes that encode (default: 1)")
     add("--seed", type=int, default=0, metavar="S", help="of the split, and of generated corpora (default: 0)")
     for option, parameter in corpus_options(corpus).items():
-        _add_option(parser, option, parameter)
+        if option != "reward":
+            _add_option(parser, option, parameter)
     return parser
+
+
+def _choices(reward: inspect.Parameter) -> tuple[str, ...]:
+    """The names of a corpus' own rewards."""
+    return typing.get_args(reward.annotation)
+
+
+def _rewards(corpus: ModuleType, text: str | None, zscore: bool) -> tuple[dict[str, float], dict[str, Any]]:
+    """The weights of rewards by replies that --reward names, and the corpus' own option where it names that."""
+    own = corpus_options(corpus).get("reward")
+    plain = text is None or (own is not None and text in _choices(own))
+    if plain and zscore:
+        raise InputError("--zscore is about rewards by the partner's replies; name some: --reward sentiment=1")
+    if plain:
+        return {}, {} if own is None else {"reward": text}
+    assert text is not None
+    if own is not None and "=" not in text:
+        near = difflib.get_close_matches(text, [*_choices(own), *rewards.REWARDS], 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"its own are {', '.join(_choices(own))}"
+        raise InputError(f"--reward: there is no reward {text!r} without a weight; {hint}")
+    return rewards.parse(text), {} if own is None else {"reward": own.default}
 
 
 def parse(name: str, argv: Sequence[str]) -> Options:
@@ -139,6 +171,7 @@ def parse(name: str, argv: Sequence[str]) -> Options:
         raise InputError(f"unknown corpus {name!r}; {hint}")
     found = vars(_parser(name, CORPORA[name]).parse_all(argv))
     own = {key.removeprefix("corpus."): value for key, value in found.items() if key.startswith("corpus.")}
+    weights, more = _rewards(CORPORA[name], found["reward"], found["zscore"])
     return Options(
         corpus=name,
         output=found["output"],
@@ -153,5 +186,7 @@ def parse(name: str, argv: Sequence[str]) -> Options:
         max_reject_rate=found["max_reject_rate"],
         workers=found["workers"],
         seed=found["seed"],
-        corpus_options=own,
+        corpus_options=own | more,
+        rewards=weights,
+        zscore=found["zscore"],
     )

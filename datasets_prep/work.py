@@ -11,12 +11,12 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets_prep import CORPORA
+from datasets_prep import CORPORA, rewards
 from datasets_prep.columns import Columns
 from datasets_prep.encode import Encoder
 from datasets_prep.layout import Layout, MarkLayout
@@ -81,6 +81,7 @@ class Task:
     max_length: int | None
     overlong: str
     grouped: bool  # see `split.look`
+    scales: dict[str, rewards.Scale] = field(default_factory=dict)  # of rewards that take the place of the log's
 
 
 class Done(NamedTuple):
@@ -97,7 +98,9 @@ class Done(NamedTuple):
 def do(task: Task, layout: Layout, work: Work) -> Done:
     """Read and encode."""
     talks, rejects = task.source.read(work)
+    late = rewards.give(talks, task.scales)
     rows, faults = fit_all(layout, talks, task.step, task.max_length, task.overlong)
+    rows, faults = rewards.without(rows, faults, late)
     rows, faults = whole_pairs(talks, rows, faults)
     faults = {i: fault.of(talks.id[i], talks.place[i]) for i, fault in faults.items()}
     return Done(look(talks, task.grouped), talks.characters().tolist(), rejects, faults, rows)
