@@ -105,7 +105,7 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
     encoder = Encoder.from_folder(part / "tokenizer")
     writers = {name: SplitWriter(part, name) for name in schema.SPLITS}
     tallies = {name: stats.Tally() for name in schema.SPLITS}
-    count, reasons = 0, Counter[str]()
+    count, prefix, reasons = 0, 0, Counter[str]()
     examples: dict[str, Reject] = {}
     splitter = _splitter(options)
     scales, told = _scales(options, source)
@@ -136,6 +136,7 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
                 examples.setdefault(kind, fault)
             for name, found in chunk.rows.items():
                 rows = Columns.together(found)
+                prefix = rows.width(0)
                 writers[name].write(rows.batch())
                 tallies[name].add(rows, encoder.unk_id, action_ids)
     splitter.close()
@@ -154,6 +155,7 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
     uses = sum((t.action_tokens for t in tallies.values()), Counter[int]())
     statistics["action_tokens"] = {text: uses[i] for text, i in tk.action_tokens(encoder.tokenizer).items()}
     manifest = _manifest(part, options, encoder, writers, statistics, refused)
+    manifest |= {"prefix": prefix} if prefix else {}
     text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (part / "manifest.json").write_text(text, encoding="utf-8")
     return manifest

@@ -4,7 +4,8 @@ One raw line:
     {"id": "42", "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "reward": 1}]}
 
 Fields of a line: `messages`; optionally `id`, `tools`, `reward` (added to the agent's last message's), `terminated`
-(default true; false means that the log was cut off) and `meta`. Fields of a message: `role`, `content`; optionally
+(default true; false means that the log was cut off), `meta` and `prefix` (numbers that the agent is given with the
+dialogue, as many in each). Fields of a message: `role`, `content`; optionally
 `tool_calls`, `reward`, `loss_mask` (0: not to be learned from), `logp`, `name` and `tool_call_id` (written where a chat
 template asks for them). A line may also be a record of TRL (`prompt` and `completion`, with `reward` or `label`) or of
 trlx (`samples` and `rewards`); see `datasets_prep/forms.py`. Licence and home page: your own.
@@ -198,4 +199,5 @@ def _talks(logs: list[Log], said: Said, names: list[str], places: list[tuple[str
         calls=list(map(called, said.calls)) if any(said.calls) else [None] * len(said.calls),
         name=said.name,
         call_id=said.call_id,
+        prefix=[log.prefix for log in logs] if any(log.prefix is not None for log in logs) else None,
     )

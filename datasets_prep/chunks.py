@@ -31,6 +31,7 @@ class Chunk:
 def chunks(all_done: Iterable[tuple[str, Done]], splitter: Splitter) -> Iterator[Chunk]:
     """Everything that was done, in runs bounded in number and in text."""
     chunk, characters = Chunk(), 0
+    width: int | None = None  # of the first dialogue's prefix, and so of all
     for source, done in all_done:
         placed = splitter.place(source, done.seen)
         kept: dict[str, list[int]] = {}
@@ -45,7 +46,12 @@ def chunks(all_done: Iterable[tuple[str, Done]], splitter: Splitter) -> Iterator
                     chunk.rejects.append(split)
                 else:
                     characters += done.characters[talk]
-                    if fault is None:
+                    own = 0 if fault else done.rows.width(row)
+                    width = own if width is None and not fault else width
+                    if fault is None and own != width:
+                        reason = f"{own} numbers, but the dialogues before have {width}: all of a dataset have as many"
+                        chunk.rejects.append(Reject(*done.seen[talk].place, "prefix", reason, done.seen[talk].id))
+                    elif fault is None:
                         kept.setdefault(split, []).append(row)
                     else:
                         chunk.rejects.append(fault)

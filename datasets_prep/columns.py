@@ -26,7 +26,8 @@ class Columns:
     """Dialogues (B). tokens, turn, start, end, spans: as on a `Sheet`.
 
     reward: of the actions, float64; logp: one a transition, NaN where the log has none, None where it has none at all;
-    cut (B, 2): turns that were cut off, and how many of them carried a reward; pair: None where no dialogue is of any.
+    cut (B, 2): turns that were cut off, and how many of them carried a reward; pair: None where no dialogue is of any;
+    prefix: None where no dialogue has any.
     """
 
     step: str
@@ -44,6 +45,7 @@ class Columns:
     logp: np.ndarray | None
     cut: np.ndarray
     pair: list[str | None] | None = None
+    prefix: list[np.ndarray | None] | None = None
 
     def __len__(self) -> int:
         return len(self.id)
@@ -55,6 +57,11 @@ class Columns:
             return self.spans
         before, at = offsets(self.end - self.start), offsets(self.spans)
         return before[at[1:]] - before[at[:-1]]
+
+    def width(self, row: int) -> int:
+        """How many numbers a dialogue's prefix has."""
+        own = None if self.prefix is None else self.prefix[row]
+        return 0 if own is None else len(own)
 
     def take(self, rows: Sequence[int]) -> Columns:
         """Some of the dialogues, in this order."""
@@ -80,7 +87,7 @@ class Columns:
         found: dict[str, Any] = {"step": parts[0].step, "logp": None}
         for name in NAMES:
             columns = [getattr(part, name) for part in parts]
-            if name in ("logp", "pair"):
+            if name in ("logp", "pair", "prefix"):
                 continue
             if isinstance(columns[0], list):
                 found[name] = [x for column in columns for x in column]
@@ -90,6 +97,8 @@ class Columns:
             found["logp"] = np.concatenate([part.logps() for part in parts])
         if any(part.pair is not None for part in parts):
             found["pair"] = [x for part in parts for x in part.pair or [None] * len(part)]
+        if any(part.prefix is not None for part in parts):
+            found["prefix"] = [x for part in parts for x in part.prefix or [None] * len(part)]
         return cls(**found)
 
     def logps(self) -> np.ndarray:
@@ -108,7 +117,7 @@ class Columns:
         return {"start": start, "end": start + 1, "reward": reward}
 
     def batch(self) -> pa.RecordBatch:
-        """As an Arrow batch of `ilql.schema.SCHEMA`, with the column `pair` where there are pairs."""
+        """As an Arrow batch of `ilql.schema.SCHEMA`, with the columns `pair` and `prefix` where there are such."""
         columns = {"id": _strings(self.id), "meta": _strings(self.meta), "terminated": _bits(self.terminated)}
         columns |= {"tokens": _lists(self.tokens, self.size), "turn": _lists(self.turn, self.turns)}
         for name, values in (self.flat() | {"logp": self.logps()}).items():
@@ -116,7 +125,10 @@ class Columns:
         schema = SCHEMA
         if self.pair is not None:
             columns["pair"] = pa.array(self.pair, OPTIONAL["pair"])
-            schema = SCHEMA.append(pa.field("pair", OPTIONAL["pair"]))
+            schema = schema.append(pa.field("pair", OPTIONAL["pair"]))
+        if any(one is not None for one in self.prefix or ()):
+            columns["prefix"] = pa.array(self.prefix, OPTIONAL["prefix"])
+            schema = schema.append(pa.field("prefix", OPTIONAL["prefix"]))
         return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
     def row(self, i: int) -> Row:
@@ -127,6 +139,7 @@ class Columns:
         row = {"id": one.id[0], "tokens": one.tokens.tolist(), "turn": one.turn.tolist(), "logp": logp}
         row |= {name: column.tolist() for name, column in found.items()}
         row |= {} if one.pair is None else {"pair": one.pair[0]}
+        row |= {} if one.prefix is None else {"prefix": one.prefix[0]}
         return row | {"terminated": bool(one.terminated[0]), "meta": one.meta[0]}
 
 

@@ -139,7 +139,8 @@ def encode_all(layout: Layout, talks: Talks, step: str) -> tuple[Columns, dict[i
         cut=np.zeros((len(talks), 2), np.int64),
         pair=talks.pair,
     )
-    late = unlikely | unwritten
+    columns.prefix, unfit = _prefixes(talks)
+    late = unlikely | unwritten | unfit
     if late:
         faults |= {places[k]: fault for k, fault in late.items()}
         columns = columns.take([k for k in range(len(talks)) if k not in late])
@@ -151,6 +152,27 @@ def open_ended(talks: Talks) -> np.ndarray:
     acts = np.flatnonzero(talks.is_action)
     last = acts[np.searchsorted(acts, talks.first[1:]) - 1]  # every dialogue has an action
     return ~np.array(talks.terminated, bool) & (last + 1 < talks.first[1:])
+
+
+def _prefixes(talks: Talks) -> tuple[list[np.ndarray | None] | None, dict[int, Reject]]:
+    """The column `prefix`, float32, and the dialogues whose prefix is no list of finite numbers."""
+    if talks.prefix is None:
+        return None, {}
+    column: list[np.ndarray | None] = []
+    faults = {}
+    for i, given in enumerate(talks.prefix):
+        found = None
+        try:
+            with np.errstate(over="ignore"):
+                found = None if given is None else np.array(given, np.float64).astype(np.float32)
+        except (TypeError, ValueError, OverflowError):
+            faults[i] = Reject("", 0, "prefix", "no list of numbers")
+        if found is not None and (found.ndim != 1 or not len(found)):
+            faults[i] = Reject("", 0, "prefix", "no list of numbers")
+        elif found is not None and not np.isfinite(found).all():
+            faults[i] = Reject("", 0, "prefix", "a number is NaN, infinite or too large for 32 bits")
+        column.append(None if i in faults else found)
+    return column, faults
 
 
 _write = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False).encode

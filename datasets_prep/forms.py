@@ -39,6 +39,7 @@ class Dialogue(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     reward: float | None = None
     terminated: bool | UnsetType = UNSET  # is True
     meta: dict[str, Any] | None = None
+    prefix: list[float] | None = None
 
 
 class Completion(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -80,6 +81,10 @@ class Log(NamedTuple):
     @property
     def tools(self) -> Tools | None:
         return None if isinstance(self.record, Samples) else self.record.tools
+
+    @property
+    def prefix(self) -> list[float] | None:
+        return self.record.prefix if isinstance(self.record, Dialogue) else None
 
     @property
     def terminated(self) -> bool:

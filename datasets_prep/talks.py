@@ -27,6 +27,11 @@ def offsets(size: np.ndarray | Sequence[int]) -> np.ndarray:
     return out
 
 
+def _some(column: list[Any]) -> list[Any] | None:
+    """A column, None where nothing is in it."""
+    return None if all(value is None for value in column) else column
+
+
 @dataclass(slots=True)
 class Talks:
     """Dialogues (B) and their turns (n); what the columns mean say `Episode`, `Placed` and `Turn`.
@@ -50,6 +55,7 @@ class Talks:
     name: Sequence[str | None]
     call_id: Sequence[str | None]
     pair: list[str | None] | None = None
+    prefix: list[Sequence[float] | None] | None = None
     first: np.ndarray = field(init=False)
     is_action: np.ndarray = field(init=False)
 
@@ -76,6 +82,7 @@ class Talks:
             name=[turn.name for turn in turns],
             call_id=[turn.tool_call_id for turn in turns],
             pair=[episode.pair for episode in episodes] if any(episode.pair for episode in episodes) else None,
+            prefix=_some([episode.prefix for episode in episodes]),
         )
 
     def __len__(self) -> int:
@@ -90,14 +97,17 @@ class Talks:
         """One dialogue."""
         file, line = self.place[i]
         own = self.id[i], self.turns_of(i), self.terminated[i], self.meta[i], self.tools[i]
-        return Placed(*own, None if self.pair is None else self.pair[i], file=file, line=line)
+        pair = None if self.pair is None else self.pair[i]
+        prefix = None if self.prefix is None else self.prefix[i]
+        return Placed(*own, pair, prefix, file=file, line=line)
 
     def take(self, which: Sequence[int]) -> Talks:
         """Some of the dialogues, in this order."""
         at = [slice(self.first[i], self.first[i + 1]) for i in which]
         dialogues = {name: [getattr(self, name)[i] for i in which] for name in DIALOGUE}
         turns = {name: [x for part in at for x in getattr(self, name)[part]] for name in TURN}
-        return Talks(**dialogues, **turns, pair=None if self.pair is None else [self.pair[i] for i in which])
+        pair, prefix = (None if column is None else [column[i] for i in which] for column in (self.pair, self.prefix))
+        return Talks(**dialogues, **turns, pair=pair, prefix=prefix)  # type: ignore[arg-type]
 
     def calling(self) -> list[int]:
         """The turns with tool calls."""

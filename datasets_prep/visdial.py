@@ -23,12 +23,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from datasets_prep.elements import Element, elements
+from datasets_prep.features import Features
 from datasets_prep.files import opened, refuse_others, whole
 from datasets_prep.lines import bounded
 from datasets_prep.records import parse
@@ -73,13 +75,19 @@ Talk = list[tuple[str, str | None]]  # question and answer of each round
 
 
 def episodes(
-    inputs: Sequence[Path], *, seed: int, agent_role: AGENTS = "both", distances: Path | None = None
+    inputs: Sequence[Path],
+    *,
+    seed: int,
+    agent_role: AGENTS = "both",
+    distances: Path | None = None,
+    features: Path | None = None,
 ) -> Iterator[Episode | Reject]:
     """One episode a seat of the published JSON files; `seed` is not used, since nothing is drawn.
 
     agent_role: who the agent is: "questioner", "answerer", or "both", an episode for each.
     distances: JSON lines `{"image_id": 378466, "distances": [d_0, ..., d_T]}` with d_0 before the first round and one
     number for every answered one; without it there are no rewards.
+    features: of pictures, see `datasets_prep.features`, which every dialogue then begins with; of the answerer only.
 
     meta: group (the picture), role, rounds, and the last distance. A dialogue in which the seat says nothing is a
     reject: of the answerer, one with a single question and no answer.
@@ -87,11 +95,17 @@ def episodes(
     if not inputs:
         raise InputError("visdial needs a file: give --input visdial_1.0_train.json")
     roles = ROLES if agent_role == "both" else (agent_role,)
-    return _episodes(inputs, roles, None if distances is None else load_distances(distances))
+    if features is not None and agent_role != ANSWERER:
+        raise InputError("--features is what the answerer alone sees: give --agent-role answerer")
+    known = None if features is None else Features(features, "image_id")
+    return _episodes(inputs, roles, None if distances is None else load_distances(distances), known)
 
 
 def _episodes(
-    inputs: Sequence[Path], roles: Sequence[str], distances: Mapping[str, list[float]] | None
+    inputs: Sequence[Path],
+    roles: Sequence[str],
+    distances: Mapping[str, list[float]] | None,
+    features: Features | None,
 ) -> Iterator[Episode | Reject]:
     decoder = msgspec.json.Decoder(Dialogue)
     for path in inputs:
@@ -108,7 +122,8 @@ def _episodes(
                 continue
             for role in roles:
                 try:
-                    yield _seat(dialogue, role, talk, worth, path.name, element.line)
+                    seat = _seat(dialogue, role, talk, worth, path.name, element.line)
+                    yield seat if features is None else replace(seat, prefix=features[name])
                 except Reject as fault:
                     yield _at(path, place, element, fault, f"{name}:{role}")
 

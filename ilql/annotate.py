@@ -60,6 +60,7 @@ def cache(
     encoder = Encoder.from_folder(dataset / "tokenizer")
     for rows in splits:
         rows.check(encoder.vocab_size)
+        rows.refuse_prefix("annotate cache")
     model = trunk(Path(source), encoder, dataset)
     own = model.config.history
     window = own if history is None else None if history == "full" else int(history)

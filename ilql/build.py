@@ -214,7 +214,8 @@ def check_trunk(model: ILQLModel) -> None:
     if not seen or not _near(seen[0], trunk.last_hidden_state) or not _near(logits, sure.to(logits).expand_as(logits)):
         raise InputError(f"the trunk {family!r} changes its logits after the output embedding; use another family")
     try:
-        hidden = model.hidden(tokens, torch.from_numpy(positions(BRANCHED)).to(tokens), BRANCHED)
+        prefix = None if model.beginning is None else torch.zeros(1, model.beginning.size, device=model.device)
+        hidden = model.hidden(tokens, torch.from_numpy(positions(BRANCHED)).to(tokens), BRANCHED, prefix)
     except NotImplementedError as error:
         raise InputError(f"the trunk {family!r} cannot train on packed dialogues ({error}); use another") from None
     separate = []

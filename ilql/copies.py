@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from ilql import frozen
 from ilql.model import ILQLModel
+from ilql.pieces import Run
 from ilql.prefix import Segments
 
-Read = tuple[Tensor, Tensor, Segments]  # tokens, positions (T) and segments, as for `ILQLModel.hidden`
+Read = tuple[Tensor, Tensor, Segments] | Run  # as for `ILQLModel.hidden`
 
 
 @torch.no_grad()
@@ -42,6 +43,6 @@ def averaged_hidden(
 
 
 def _hidden(model: ILQLModel, lm: PreTrainedModel, hidden: Tensor, run: Read, stored: Tensor | None) -> Tensor:
-    if model.config.freeze == frozen.TRUNK:
+    if model.config.freeze == frozen.TRUNK and model.beginning is None:
         return hidden.detach()
     return model.hidden(*run, stored=stored, trunk=lm)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ilql import offers
+from ilql.beginning import Table, begin
 from ilql.offers import Offers
 from ilql.pieces import Pieces, Run, run_of, tokens_of
 from ilql.prefix import apart, positions
@@ -123,16 +124,16 @@ def crop(tokens: Sequence[int], turn: Sequence[int], history: int | None) -> lis
 class Batch:
     """Flat decisions. Every index addresses `tokens`, in which dialogues (or windows) lie end to end.
 
-    tokens (T) ids; position (T), restarting at 0 with every piece; target (M) positions of action tokens, whose logits
-    are read at target - 1; owner (M') the decision of each of the first M' action tokens: action tokens without a
-    decision (an algorithm that bootstraps cannot use a transition whose next state was not logged) come last, for
-    behaviour cloning only; state, last, next (N) positions; reward, discount, ret (N); floor (N): the return to go
-    where the dialogue terminated, -inf where it was cut off and nobody knows the rest; first (N): whether it is its
-    dialogue's first; behaviour (N): log-probability of the action under the policy that wrote it, nan where that is
-    unknown; ids: the dialogues; pair (P, 2): the last decisions of two dialogues that were compared, the preferred
-    one's first (they share the row's `pair`, follow each other and differ in their return). offered: an actor's
-    candidates at each decision's state, but for the logged action;
-    offered_next: those at its next state (None where the algorithm asks for none).
+    tokens (T) ids, that of a BOS below 0 where the dialogue has a prefix (`ilql.beginning`); position (T), restarting
+    at 0 with every piece; target (M) positions of action tokens, whose logits are read at target - 1; owner (M') the
+    decision of each of the first M' action tokens: action tokens without a decision (an algorithm that bootstraps
+    cannot use a transition whose next state was not logged) come last, for behaviour cloning only; state, last, next
+    (N) positions; reward, discount, ret (N); floor (N): the return to go where the dialogue terminated, -inf where it
+    was cut off and nobody knows the rest; first (N): whether it is its dialogue's first; behaviour (N): log-probability
+    of the action under the policy that wrote it, nan where that is unknown; ids: the dialogues; pair (P, 2): the last
+    decisions of two dialogues that were compared, the preferred one's first (they share the row's `pair`, follow each
+    other and differ in their return). offered: an actor's candidates at each decision's state, but for the logged
+    action; offered_next: those at its next state (None where the algorithm asks for none).
 
     run: what the trunk has to compute, which is what pieces share only once; where (T): the row of the trunk's output
     that holds a position's h_t. hidden: what a frozen part of the trunk gives for `run`, stored; where that is the
@@ -209,7 +210,9 @@ class Batch:
 
         def move(value: Any) -> Any:
             if isinstance(value, Run):
-                return value._replace(tokens=move(value.tokens), position=move(value.position))
+                return value._replace(
+                    tokens=move(value.tokens), position=move(value.position), prefix=move(value.prefix)
+                )
             if isinstance(value, Offers):
                 return Offers(*map(move, value))
             if not isinstance(value, Tensor):
@@ -261,7 +264,7 @@ def collate(
     read at an action's last token (scalar critics of utterances do, critics over the vocabulary do not). offered:
     whether the dialogues' proposals are read too; then a next state without any, logged reply or other, is none.
     """
-    pieces = Pieces(bos)
+    pieces, table = Pieces(bos), Table()
     parts: list[dict[str, np.ndarray]] = []
     here: list[tuple[int, int]] = []
     after: list[tuple[int, int]] = []
@@ -269,6 +272,7 @@ def collate(
     compared: list[tuple[Any, float, int]] = []
     for row in rows:
         at = decisions(row["start"], row["end"], len(row["tokens"]), bool(row["terminated"]))
+        row, pieces.bos = begin(row, table, bos)
         shifts, final = _shifts(row, at, history, pieces, acted)
         logged: list[int] = (at.last + shifts).tolist()
         places = offers.lay(row, offer_windows(row, history), logged, pieces) if offered else None
@@ -291,7 +295,7 @@ def collate(
         tokens=tokens_of(pieces.known),
         position=torch.from_numpy(positions(apart([len(piece) // 4 for piece in pieces.known]))),
         **{name: torch.from_numpy(column) for name, column in flat.items()},  # type: ignore[arg-type]
-        run=run,
+        run=run._replace(prefix=table.tensor()),
         where=where,
         ids=ids,
         pair=_pairs(compared),

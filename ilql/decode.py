@@ -21,7 +21,7 @@ from transformers.utils import logging
 from datasets_prep.encode import Encoder
 from datasets_prep.layout import called
 from datasets_prep.rejects import Reject
-from ilql import control, rerank
+from ilql import beginning, control, rerank
 from ilql.closed import Closed, choose
 from ilql.data import collate, crop, longest_window
 from ilql.generation import Choice, Generator, uniform
@@ -165,9 +165,14 @@ class LMPolicy:
         """Tokens that the answer may have."""
         return self.max_new_tokens if self.context is None else min(self.max_new_tokens, self.context - len(prompt))
 
-    def respond(self, dialogues: Sequence[Sequence[Turn]]) -> list[str]:
-        """One utterance a dialogue."""
-        prompts = [self.prompt(turns) for turns in dialogues]
+    def respond(
+        self, dialogues: Sequence[Sequence[Turn]], prefix: Sequence[Sequence[float] | None] | None = None
+    ) -> list[str]:
+        """One utterance a dialogue. prefix: what each begins with, where the model was trained with such."""
+        with beginning.prompts(self.model, prefix, [self.prompt(turns) for turns in dialogues]) as prompts:
+            return self._said(dialogues, prompts)
+
+    def _said(self, dialogues: Sequence[Sequence[Turn]], prompts: Sequence[Sequence[int]]) -> list[str]:
         if self.closed is None:
             return [self.encoder.text(ids) for ids in self.complete(prompts)]
         draws = self.closed_choice.temperature is not None
@@ -333,12 +338,16 @@ def beside(model: ILQLModel) -> Encoder:
 
 
 def respond(
-    model: ILQLModel, messages: Sequence[Turn | Message], encoder: Encoder | None = None, **options: Any
+    model: ILQLModel,
+    messages: Sequence[Turn | Message],
+    encoder: Encoder | None = None,
+    prefix: Sequence[float] | None = None,
+    **options: Any,
 ) -> str:
     """The agent's next utterance in a dialogue given as chat `messages` (or turns); options as for LMPolicy. encoder:
-    as for `score`. `model.respond(messages, ...)` is the same."""
+    as for `score`. prefix: what the dialogue begins with. `model.respond(messages, ...)` is the same."""
     encoder = beside(model) if encoder is None else encoder
     turns = turns_of(messages)
     if turns and turns[-1].role == AGENT:
         raise InputError("the last message is the agent's own; a reply needs a message of the partner last")
-    return LMPolicy(model, encoder, **options).respond([turns])[0]
+    return LMPolicy(model, encoder, **options).respond([turns], [prefix])[0]

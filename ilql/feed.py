@@ -121,6 +121,8 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     for part in parts:
         part.check(encoder.vocab_size)
         _check_behaviour(cfg, part)
+        if cfg.data.cache is not None:
+            part.refuse_prefix("data.cache")
     prepare = getattr(algo, "prepare", None)
     if prepare is not None:
         if cfg.data.cache is not None:

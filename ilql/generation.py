@@ -46,7 +46,7 @@ class Laid:
         heads: Any = model.judges
         self.model, self.judges = model, heads
         self.seen = self._state()
-        self.lean = lean(model.lm)
+        self.lean = None if model.beginning is not None else lean(model.lm)  # it looks up tokens by itself
         self.rows = rows_of(model.lm)  # where it is not written out
         self.trunk = Prepacked([] if self.lean is not None else model.lm.base_model.modules())
         head: Any = model.get_output_embeddings()

@@ -32,6 +32,7 @@ def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
             )
     if cfg.model.pretrained is not None:
         warmstart.check_vocabulary(cfg.model.pretrained, encoder.tokenizer.get_vocab(), cfg.data.path[0])
+    size = feed.manifests[0].get("prefix")
     model = build(
         cfg.model,
         vocab_size=encoder.vocab_size,
@@ -44,6 +45,7 @@ def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
         reward_scale=cfg.data.reward_scale,
         algo=cfg.algo,
         prior=reads_prior(algo, cfg.hyper),
+        prefix=None if size is None else {"size": size, "bos": encoder.bos_id},
         **feed.fields,
     )
     passes = getattr(cfg.hyper, "passes", 1)

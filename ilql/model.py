@@ -8,7 +8,8 @@ step needs is in `ilql.learner`; nothing there asks for a table over the vocabul
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ilql import frozen, passes, recurrent
+from ilql import beginning, frozen, passes, recurrent
 from ilql.heads import ScalarHead, TiedHead, VocabularyHead, init_head
 from ilql.likelihood import Likelihood, LikelihoodHead
 from ilql.model_config import ILQLConfig
@@ -62,6 +63,9 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         self.q = nn.ModuleList(critic() for _ in range(config.critics))
         self.q_target = nn.ModuleList(critic() for _ in range(config.critics))
         self.v = ScalarHead(width, hidden) if config.critics or config.critic == "value" else None
+        size = config.prefix
+        self.beginning = None if size is None else beginning.Beginning(**size, width=width)
+        self.beginning_prior = copy.deepcopy(self.beginning) if config.prior else None
         # Made before `post_init`, which learns there what of them is tied, and is saved once.
         self.prior: PreTrainedModel | None = copy.deepcopy(self.lm) if config.prior else None
         self.target_actor: PreTrainedModel | None = copy.deepcopy(self.lm) if config.target_actor else None
@@ -108,7 +112,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
 
     def freeze_targets(self) -> None:
         """Loading, PEFT and `requires_grad_(True)` on a parent forget what is frozen; so this is called after them."""
-        for module in (self.q_target, self.target_trunk, self.prior, self.target_actor):
+        for module in (self.q_target, self.target_trunk, self.prior, self.target_actor, self.beginning_prior):
             if module is not None:
                 module.requires_grad_(False)
 
@@ -134,6 +138,9 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
             if copied is not None:
                 copied.load_state_dict(self.lm.state_dict())
                 copied.requires_grad_(False)
+        if self.beginning is not None and self.beginning_prior is not None:
+            self.beginning_prior.load_state_dict(self.beginning.state_dict())
+            self.beginning_prior.requires_grad_(False)
 
     @torch.no_grad()
     def update_targets(self, polyak: float) -> None:
@@ -175,33 +182,41 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
             "the critics have one output a token: add tokens before training, with --action-token at building"
         )
 
-    def critic_hidden(self, hidden: Tensor, tokens: Tensor, position: Tensor, segments: Segments) -> Tensor:
-        """What critics and V read, (T, D), given the actor's `hidden` of the same segments."""
+    def critic_hidden(self, hidden: Tensor, *run: Any) -> Tensor:
+        """What critics and V read, (T, D), given the actor's `hidden` of the same `run`."""
         if self.critic_trunk is not None:
-            return self.hidden(tokens, position, segments, trunk=self.critic_trunk)
+            return self.hidden(*run, trunk=self.critic_trunk)
         return hidden.detach() if self.config.detach_critics else hidden
 
-    def target_hidden(self, hidden: Tensor, tokens: Tensor, position: Tensor, segments: Segments) -> Tensor:
+    def target_hidden(self, hidden: Tensor, *run: Any) -> Tensor:
         """What the target critics read, (T, D), given what critics read: constant where they have an average."""
         if self.target_trunk is None:
             return hidden
         with torch.no_grad():
-            return self.hidden(tokens, position, segments, trunk=self.target_trunk)
+            return self.hidden(*run, trunk=self.target_trunk)
 
     def hidden(
         self,
         tokens: Tensor,
         position: Tensor,
         segments: Segments,
+        prefix: Tensor | None = None,
+        *,
         stored: Tensor | None = None,
         trunk: PreTrainedModel | None = None,
     ) -> Tensor:
         """h_t of packed segments: (T), (T) -> (T, D). A position attends to its segment and the ancestors of that.
 
+        prefix (rows, F): the table that tokens below 0 are rows of.
         stored (T, D): what the frozen part of the trunk gives for these tokens, which then does not run. trunk: another
         one than the actor's; with `stored`, one that shares the frozen part.
         """
         outer = self.lm if trunk is None else trunk
+        if prefix is not None:
+            with self.begins(prefix, outer):
+                return self.hidden(tokens, position, segments, stored=stored, trunk=trunk)
+        if self.beginning is not None and not (self.beginning.reading or outer is self.prior):
+            beginning.check(self.beginning.size, None, 1)
         if stored is None:
             return passes.hidden(outer, tokens, position, segments)
         freeze = self.config.freeze
@@ -210,6 +225,16 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         with frozen.entering(outer, int(freeze or 0), stored, self._tuples):
             return passes.hidden(outer, tokens, position, segments)
 
+    @contextmanager
+    def begins(self, prefix: Tensor, lm: PreTrainedModel | None = None) -> Iterator[None]:
+        """While the actor reads, or the prior: tokens below 0 are rows of the table `prefix` (rows, F)."""
+        outer = self.lm if lm is None else lm
+        own = self.beginning if outer is self.lm else self.beginning_prior
+        if own is None:
+            raise InputError("a prefix is given, but this model was trained without any; leave it out")
+        with own.read(outer.get_input_embeddings(), prefix):
+            yield
+
     def q_values(self, hidden: Tensor, action: Tensor | None = None, heads: Any = None) -> Tensor:
         """The pessimistic Q, min over critics, by default the `judges`: of all tokens (..., D) -> (..., V), or of some:
         (N, D), (N, C) -> (N, C). hidden: of the trunk that these critics read."""
@@ -217,6 +242,7 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         each = [q(hidden) if action is None else q.among(q.features(hidden), action) for q in heads]
         return torch.stack(each).amin(0)
 
+    @beginning.rows
     def forward(  # the names and defaults are those that `generate` passes
         self,
         input_ids: Tensor | None = None,
@@ -229,9 +255,12 @@ class ILQLModel(PreTrainedModel, GenerationMixin):
         beta: float | None = None,
         support_top_k: int | None = None,
         support_top_p: float | None = None,
+        prefix: Tensor | None = None,  # taken by `beginning.rows`
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Next-token logits (B, T or logits_to_keep, V).
+
+        prefix (B, F): what each row begins with, where the model was trained with such; read with a row's first tokens.
 
         beta None or 0: the actor's own. Otherwise the config's score, log pi_b + beta (Q - V), within the support of
         pi_b (`ilql.scores.support`); beta is in units of the model's own, scaled rewards.

@@ -21,8 +21,9 @@ class ILQLConfig(PreTrainedConfig):
     `ilql.control`). baseline: what returns were compared with in training, a constant in the log's units (0: none).
     prior: whether a frozen copy of the actor as it was at the start of training stands beside it. prior_words: of how
     many words, the likeliest of the prior, the actor chooses the next one in decoding, None for all. target_actor:
-    whether a moving average of the actor, by which it is trained, stands beside it. head, head_width, freeze,
-    critic_trunk, target_trunk, detach_critics: see ModelConfig."""
+    whether a moving average of the actor, by which it is trained, stands beside it. prefix: `size`, how many numbers
+    every dialogue begins with, and the token `bos` that they are added to (see `ilql.beginning`). head, head_width,
+    freeze, critic_trunk, target_trunk, detach_critics: see ModelConfig."""
 
     model_type = "ilql"
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
@@ -46,6 +47,7 @@ class ILQLConfig(PreTrainedConfig):
     prior: bool = False
     prior_words: int | None = None
     target_actor: bool = False
+    prefix: dict[str, int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is None:
@@ -60,6 +62,13 @@ class ILQLConfig(PreTrainedConfig):
         if self.critic_trunk not in ("shared", "own") or self.target_trunk not in ("shared", "average"):
             raise InputError(
                 f"critic_trunk is {self.critic_trunk!r} and target_trunk {self.target_trunk!r}: see --help"
+            )
+        others = {"critic_trunk": self.critic_trunk == "own", "target_trunk": self.target_trunk == "average"}
+        others |= {"an average of the actor": self.target_actor, "prior_words": self.prior_words is not None}
+        if self.prefix is not None and any(others.values()):
+            what = next(name for name, used in others.items() if used)
+            raise InputError(
+                f"{what}: dialogues with a prefix are read by the shared trunk and the prior alone; drop it"
             )
         if (self.critic == "likelihood") != (self.likelihood is not None):
             raise InputError(f"critic is {self.critic!r} and likelihood {self.likelihood!r}: give both, or neither")

@@ -15,11 +15,13 @@ from ilql.prefix import Segments, positions, share
 
 
 class Run(NamedTuple):
-    """What the trunk computes: tokens (U), position (U), and the segments that these lie in."""
+    """What the trunk computes: tokens (U), position (U), and the segments that these lie in. prefix: the table that
+    tokens below 0 are rows of (see `ilql.beginning`)."""
 
     tokens: Tensor
     position: Tensor
     segments: Segments
+    prefix: Tensor | None = None
 
 
 def run_of(pieces: Mapping[bytes, bool]) -> tuple[Run, Tensor]:

@@ -55,6 +55,7 @@ def propose_all(
         raise InputError(f"--max-new-tokens is {max_new_tokens}, but must be at least 1")
     parts = {split: Rows(dataset, split) for split in SPLITS}
     first = parts["train"]
+    first.refuse_prefix("annotate propose")
     if first.manifest["step"] != "utterance":
         raise InputError(
             f"proposals are whole utterances, but {dataset} has {first.manifest['step']} steps; build it again: "

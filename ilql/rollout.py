@@ -7,7 +7,8 @@ Where an episode ends: the task's own end is `terminated`, and the last reply's 
 says anything. A limit from outside truncates: the text that announces it is no state of the task and goes to
 `meta["last_reply"]`. `max_turns` of the caller truncates too, but there the last observation is a state and stays.
 
-An environment may have `facts() -> dict`, a game `facts(seat) -> dict`: JSON-able facts for the episode's `meta`.
+An environment may have `facts() -> dict`, a game `facts(seat) -> dict`: JSON-able facts for the episode's `meta`; and
+`prefix()` or `prefix(seat)`: the numbers that the agent is given with the dialogue, asked for at its start.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from ilql.types import AGENT, PARTNER, Env, Episode, Game, Policy, Reply, Turn
 class _Side:
     """One dialogue as it grows, seen from the agent's side."""
 
-    def __init__(self, first: str) -> None:
+    def __init__(self, first: str, prefix: Sequence[float] | None = None) -> None:
+        self.prefix = prefix
         self.turns: list[Turn] = [Turn(PARTNER, first)] if first else []
         self.actions = 0
         self.terminated = False
@@ -56,7 +58,7 @@ class _Side:
         meta = {"group": name, **meta}
         if self.last_reply:
             meta["last_reply"] = self.last_reply
-        return Episode(name, tuple(self.turns), self.terminated, meta)
+        return Episode(name, tuple(self.turns), self.terminated, meta, prefix=self.prefix)
 
 
 def rollout(
@@ -74,11 +76,11 @@ def rollout(
     Rewards, ends and texts are the environment's. Ids are `seed-S`; a seed that comes again is numbered `seed-S-2`.
     """
     envs: list[Env] = _copies(env, len(seeds))
-    sides = [_Side(each.reset(seed)) for each, seed in zip(envs, seeds, strict=True)]
+    sides = [_Side(each.reset(seed), _prefix(each)) for each, seed in zip(envs, seeds, strict=True)]
     running = list(range(len(envs)))
     with tqdm(total=len(envs), desc="episodes", disable=not progress, leave=False) as bar:
         while running:
-            answers = _ask(policy, [sides[i].turns for i in running])
+            answers = _ask(policy, [sides[i] for i in running])
             still = []
             for i, utterance in zip(running, answers, strict=True):
                 sides[i].say(utterance)
@@ -110,7 +112,10 @@ def selfplay(
     both seats together after which a game is cut off (truncated).
     """
     games: list[Game] = _copies(game, len(seeds))
-    sides = [tuple(map(_Side, each.reset(seed))) for each, seed in zip(games, seeds, strict=True)]
+    sides = [
+        tuple(_Side(first, _prefix(each, seat)) for seat, first in enumerate(each.reset(seed)))
+        for each, seed in zip(games, seeds, strict=True)
+    ]
     running = list(range(len(games)))
     with tqdm(total=len(games), desc="games", disable=not progress, leave=False) as bar:
         while running:
@@ -121,7 +126,7 @@ def selfplay(
             over = set()
             for members in batches.values():
                 policy = policies[games[members[0]].mover]
-                answers = _ask(policy, [sides[i][games[i].mover].turns for i in members])
+                answers = _ask(policy, [sides[i][games[i].mover] for i in members])
                 for i, utterance in zip(members, answers, strict=True):
                     sides[i][games[i].mover].say(utterance)
                     replies = games[i].move(utterance)
@@ -144,11 +149,20 @@ def _copies(world: Any, count: int) -> list[Any]:
     return [world() if callable(world) else copy.deepcopy(world) for _ in range(count)]
 
 
-def _ask(policy: Policy, dialogues: list[list[Turn]]) -> list[str]:
-    answers = policy.respond(dialogues)
+def _ask(policy: Policy, sides: Sequence[_Side]) -> list[str]:
+    dialogues, prefixes = [side.turns for side in sides], [side.prefix for side in sides]
+    if any(prefix is not None for prefix in prefixes):
+        answers = policy.respond(dialogues, prefix=prefixes)  # type: ignore[call-arg]  # policies of texts have none
+    else:
+        answers = policy.respond(dialogues)
     if len(answers) != len(dialogues):
         raise RuntimeError(f"the policy gave {len(answers)} answers to {len(dialogues)} dialogues")
     return answers
+
+
+def _prefix(world: object, *seat: int) -> Sequence[float] | None:
+    prefix = getattr(world, "prefix", None)
+    return prefix(*seat) if prefix else None
 
 
 def _facts(world: object, *seat: int) -> dict[str, Any]:
@@ -185,4 +199,6 @@ def to_log(episode: Episode) -> dict[str, Any]:
         line["tools"] = list(episode.tools)
     if episode.meta:
         line["meta"] = episode.meta
+    if episode.prefix is not None:
+        line["prefix"] = list(episode.prefix)
     return line

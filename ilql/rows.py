@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ilql import proposals
-from ilql.schema import INTEGERS, check_columns, check_row, read_manifest, sound, views
+from ilql.schema import INTEGERS, check_columns, check_prefix, check_row, read_manifest, sound, views
 from ilql.types import InputError
 
 
@@ -34,6 +34,7 @@ class Rows(Sequence[dict[str, Any]]):
                 check_columns(reader.schema, str(path))
                 for batch in reader:
                     self._batches.append(views(batch))
+                    check_prefix(self._batches[-1], self.manifest, str(path))
                     for column in INTEGERS:
                         if self._batches[-1][column][1].dtype.kind != "i":
                             raise InputError(f"{path}: a null in column {column!r}; build the dataset again")
@@ -49,6 +50,16 @@ class Rows(Sequence[dict[str, Any]]):
     def has_proposals(self) -> bool:
         """Whether all of them have candidates for their states."""
         return all(proposals.NAME in batch for batch in self._batches)
+
+    @property
+    def prefix(self) -> int | None:
+        """How many numbers every dialogue begins with; None where they begin with none."""
+        return self.manifest.get("prefix")
+
+    def refuse_prefix(self, what: str) -> None:
+        """For what knows dialogues by their texts alone."""
+        if self.prefix is not None:
+            raise InputError(f"{self.folder} has prefixes, which {what} cannot read; build it without")
 
     @property
     def returns(self) -> np.ndarray:
@@ -114,7 +125,11 @@ def _sums(offsets: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _built(part: Rows) -> dict[str, str]:
     """What datasets must have in common to be mixed."""
-    return {"step": part.manifest["step"], "tokenizer": part.manifest["tokenizer"]["sha256"]}
+    return {
+        "prefix": str(part.prefix),
+        "step": part.manifest["step"],
+        "tokenizer": part.manifest["tokenizer"]["sha256"],
+    }
 
 
 def returns_to_go(reward: np.ndarray, dialogue: np.ndarray, gamma: float) -> np.ndarray:
@@ -144,13 +159,15 @@ class Mix(Sequence[dict[str, Any]]):
 
     def __init__(self, parts: Sequence[Rows], prepare: Callable[[Any], dict[str, Any]] | None = None) -> None:
         first = _built(parts[0])
-        mends = {"step": first["step"], "tokenizer": f"{parts[0].folder}/tokenizer"}
+        mends = {
+            "prefix": "one of as many numbers",
+            "step": f"--step {first['step']}",
+            "tokenizer": f"--tokenizer {parts[0].folder}/tokenizer",
+        }
         for part in parts[1:]:
             for what, mend in mends.items():
                 if _built(part)[what] != first[what]:
-                    raise InputError(
-                        f"{part.folder} has another {what} than {parts[0].folder}; build it with --{what} {mend}"
-                    )
+                    raise InputError(f"{part.folder} has another {what} than {parts[0].folder}; build it with {mend}")
         self.parts, self.prepare = list(parts), prepare
         self.lengths = np.concatenate([p.lengths for p in parts])
         self.returns = np.concatenate([p.returns for p in parts])

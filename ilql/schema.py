@@ -84,6 +84,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     tokenizer, files = manifest["tokenizer"], manifest["files"]
     if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("vocab_size"), int) or "sha256" not in tokenizer:
         raise InputError(f"{path}: field 'tokenizer' lacks vocab_size or sha256; build the dataset again")
+    prefix = manifest.get("prefix", 1)
+    if type(prefix) is not int or prefix < 1:
+        raise InputError(f"{path}: field 'prefix' is {prefix!r}, but must be at least 1; build the dataset again")
     if not isinstance(files, dict) or not all(
         isinstance(f, dict) and {"sha256", "rows"} <= {*f} for f in files.values()
     ):
@@ -163,6 +166,9 @@ def fault(row: Mapping[str, Any], vocab_size: int) -> str | None:
         (not (np.isinf(logp) | (logp > 1e-6)).any(), "a log-probability is above 0 or infinite"),
     )
     found = next((what for holds, what in checks if not holds), None)
+    if found is None and "prefix" in row:
+        prefix = np.asarray(() if row["prefix"] is None else row["prefix"], np.float64)
+        found = None if len(prefix) and np.isfinite(prefix).all() else "no prefix, or a number of it is not finite"
     return proposals.fault(row, vocab_size) if found is None and proposals.NAME in row else found
 
 
@@ -186,8 +192,20 @@ def sound(columns: Mapping[str, Any], vocab_size: int) -> bool:
     )
     if not all(bool(holds.all()) for holds in checks):
         return False
+    if "prefix" in columns:
+        begins, prefix = columns["prefix"]
+        if not np.diff(begins).all() or not np.isfinite(prefix[: begins[-1]]).all():
+            return False
     states = np.diff(at["start"]) + (cut_off & (length > end[last]))
     return proposals.NAME not in columns or bool(columns[proposals.NAME].sound(states, vocab_size))
+
+
+def check_prefix(columns: Mapping[str, Any], manifest: Mapping[str, Any], where: str) -> None:
+    """Raise InputError unless every row of a batch has a prefix of as many numbers as the manifest says, 0 for none."""
+    size = manifest.get("prefix", 0)
+    found = np.unique(np.diff(columns["prefix"][0])).tolist() if "prefix" in columns else [0]
+    if found not in ([], [size]):
+        raise InputError(f"{where}: prefixes of {found} numbers, but the manifest says {size}; build the dataset again")
 
 
 def check_row(row: Mapping[str, Any], vocab_size: int, where: str) -> None:
@@ -219,6 +237,7 @@ def validate(folder: str | Path, vocab_size: int | None = None) -> dict[str, Any
                 check_columns(reader.schema, str(path))
                 for batch in reader:
                     batch.validate(full=True)
+                    check_prefix(views(batch), manifest, str(path))
                     if not sound(views(batch), size):
                         for i, row in enumerate(batch.to_pylist(), rows):
                             check_row(row, size, f"{path}, row {i}")

@@ -59,6 +59,7 @@ class Episode:
     meta: facts for filters and reports, JSON-able. `meta["group"]`, where given, is what splits keep together.
     tools: JSON schemas of the tools that the agent could call, for the chat template.
     pair: what two dialogues share that somebody compared: the one that was preferred has reward 1, the other 0.
+    prefix: numbers that the agent is given with the dialogue, such as an image's features.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Episode:
     meta: dict[str, Any] = field(default_factory=dict)
     tools: Sequence[dict[str, Any]] | None = None
     pair: str | None = None
+    prefix: Sequence[float] | None = None
 
     @property
     def total_reward(self) -> float:

@@ -68,6 +68,11 @@ def load(model: ILQLModel, run: Path) -> str:
         source = ILQLModel.from_pretrained(folder, dtype=next(model.parameters()).dtype, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"init_from: {folder} cannot be loaded ({str(error).splitlines()[0]})") from None
+    if source.config.prefix != model.config.prefix and source.config.prefix is not None:
+        raise InputError(
+            f"init_from: {run} reads {source.config.prefix['size']} numbers with every dialogue, and the dataset has "
+            f"{'none' if model.config.prefix is None else model.config.prefix['size']}; build it with as many"
+        )
     theirs, mine = model_tensors(source), model_tensors(model)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in mine.items():

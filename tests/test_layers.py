@@ -38,6 +38,7 @@ ORDER = (
     "ilql.prefix",
     "ilql.pieces",
     "ilql.offers",
+    "ilql.beginning",
     "ilql.data",
     "ilql.control",
     "ilql.kernels",
