@@ -295,7 +295,7 @@ def _manifest(
             "tokenizer": name,
             "turn_tokens": options.turn_tokens,
             **({"rewards": options.rewards, "zscore": options.zscore} if options.rewards else {}),
-            "validation": validation.name if isinstance(validation, Path) else validation,
+            "validation": _plain(str(validation) if isinstance(validation, split.Fold) else validation),
             **{key: _plain(value) for key, value in options.corpus_options.items()},
         },
         "sources": [{"name": path.name, "sha256": _digest(path)} for path in sources],

@@ -118,8 +118,9 @@ def _parser(name: str, corpus: ModuleType) -> Parser:
     )
     add(
         "--validation",
-        metavar="FRACTION|FILE",
-        help="a share of the dialogues, drawn by group, or the corpus' own validation file (default: none)",
+        metavar="FRACTION|K/N|FILE",
+        help="a share of the dialogues, drawn by group, the K-th of N such, or the corpus' own validation file "
+        "(default: none)",
     )
     own = corpus_options(corpus).get("reward")
     add(

@@ -35,16 +35,38 @@ def share(seed: int, key: str) -> float:
     return int.from_bytes(digest) / 2**64
 
 
-def parse(value: str | None) -> float | Path | None:
-    """`--validation` as a fraction, a file, or None."""
+class Fold(NamedTuple):
+    """One of `of` parts that make up the whole, by number from 1 on."""
+
+    number: int
+    of: int
+
+    def holds(self, share: float) -> bool:
+        """Whether a number in [0, 1) lies in this part."""
+        return int(share * self.of) == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+def parse(value: str | None) -> float | Fold | Path | None:
+    """`--validation` as a fraction, a fold, a file, or None."""
     if value is None:
         return None
+    parts = re.fullmatch(r"(\d+)/(\d+)", value)
+    if parts is not None and not Path(value).exists():
+        fold = Fold(int(parts[1]), int(parts[2]))
+        if fold.of < 2 or not 1 <= fold.number <= fold.of:
+            raise InputError(f"--validation {value}: folds of N are 1/N to N/N, and N is at least 2")
+        return fold
     try:
         fraction = float(value)
     except ValueError:
         path = Path(value)
         if not value or not path.exists():
-            raise InputError(f"--validation {value!r} is neither a fraction such as 0.05 nor a file") from None
+            raise InputError(
+                f"--validation {value!r} is neither a fraction such as 0.05, nor a fold such as 1/5, nor a file"
+            ) from None
         if path.is_dir():
             raise InputError(f"--validation {value} is a folder; give a file or a fraction") from None
         return path
@@ -89,7 +111,9 @@ class Splitter:
     sources: the splits and the files that they are read from.
     """
 
-    def __init__(self, corpus: ModuleType, inputs: list[Path], validation: float | Path | None, seed: int) -> None:
+    def __init__(
+        self, corpus: ModuleType, inputs: list[Path], validation: float | Fold | Path | None, seed: int
+    ) -> None:
         self._corpus, self._validation, self._seed = corpus, validation, seed
         self._held: set[str] | None = None
         self._held_out = 0
@@ -130,6 +154,8 @@ class Splitter:
                 return Reject(
                     *seen.place, "id", "the dialogue, its other side or its group stands in --input too", seen.id
                 )
+        if isinstance(self._validation, Fold):
+            return "validation" if self._validation.holds(share(self._seed, seen.group)) else "train"
         if isinstance(self._validation, float):
             return "validation" if share(self._seed, seen.group) < self._validation else "train"
         if self._held is not None and seen.group in self._held:

@@ -100,7 +100,7 @@ def parse(words: list[str]) -> None:
             options.parse(words[3], words[4:])
     elif words[1:3] == ["-m", "ilql.annotate"]:
         parsers = {"cache": annotate.cache_parser, "logprobs": annotate.logprobs_parser}
-        parsers |= {"propose": annotate.propose_parser}
+        parsers |= {"label": annotate.label_parser, "propose": annotate.propose_parser}
         parsers[words[3]]().parse_args(words[4:])
     elif words[1:3] == ["-m", "benchmarks"]:
         benchmarks.parser().parse_args(words[3:])

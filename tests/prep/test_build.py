@@ -387,7 +387,7 @@ def an(id: str, **meta: Any) -> Episode:
 
 
 def placed(
-    episodes: list[Episode], validation: float | Path, seed: int, groups: set[str] | None = None
+    episodes: list[Episode], validation: float | split.Fold | Path, seed: int, groups: set[str] | None = None
 ) -> dict[str, str]:
     """The split of each dialogue of a corpus, by its id."""
     named = {} if groups is None else {"groups": lambda path: groups}
@@ -408,6 +408,19 @@ def test_no_group_is_on_both_sides() -> None:
     assert len({split.group(f"f{i}", {"group": None}) for i in range(9)}) == 9
     assert placed(episodes[::-1], 0.3, 7) == found
     assert placed(episodes, 0.3, 8) != found
+
+
+def test_folds_are_all_of_it_once() -> None:
+    episodes = [an(f"d{i}:{side}") for i in range(200) for side in "ab"]
+    folds = [split.parse(f"{k}/5") for k in range(1, 6)]
+    found = [placed(episodes, fold, 7) for fold in folds]  # type: ignore[arg-type]
+    for name in found[0]:
+        assert [fold[name] for fold in found].count("validation") == 1
+    assert all(40 < list(fold.values()).count("validation") < 120 for fold in found)
+    assert found[0] == placed(episodes, 0.2, 7)
+    for wrong in ("0/5", "6/5", "1/1"):
+        with pytest.raises(InputError, match="folds of N are 1/N to N/N"):
+            split.parse(wrong)
 
 
 def test_a_validation_file_takes_its_groups_out_of_train(tmp_path: Path) -> None:
