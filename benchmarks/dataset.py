@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pyarrow as pa
 
 from datasets_prep import tokenizer
 from datasets_prep.encode import Encoder
-from ilql.schema import SCHEMA, VERSION, folder_sha256, sha256
+from ilql.schema import SCHEMA, VERSION, folder_sha256, sealed, sha256
 
 BATCH = 500  # rows of a record batch
 
@@ -41,5 +40,5 @@ def write(folder: Path, rows: Sequence[dict[str, Any]], vocabulary: int) -> int:
         "arguments": {},
         "files": {"train/data-00000.arrow": {"sha256": sha256(path), "rows": len(rows)}},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(sealed(manifest))
     return path.stat().st_size

@@ -156,8 +156,7 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
     statistics["action_tokens"] = {text: uses[i] for text, i in tk.action_tokens(encoder.tokenizer).items()}
     manifest = _manifest(part, options, encoder, writers, statistics, refused)
     manifest |= {"prefix": prefix} if prefix else {}
-    text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    (part / "manifest.json").write_text(text, encoding="utf-8")
+    (part / "manifest.json").write_text(schema.sealed(manifest), encoding="utf-8")
     return manifest
 
 

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from datasets_prep.encode import Encoder
 from datasets_prep.options import Parser
 from ilql import schema
 from ilql.types import InputError
+from ilql.verified import batches, check_files
 
 
 def inspect(argv: Sequence[str]) -> str:
@@ -40,14 +39,11 @@ def _row(folder: Path, manifest: dict[str, Any], split: str, number: int) -> tup
         if left >= size:
             left -= size
             continue
-        try:
-            with pa.memory_map(str(folder / name)) as source, pa.ipc.open_stream(source) as reader:
-                for rows in reader:
-                    if left < rows.num_rows:
-                        return rows.slice(left, 1).to_pylist()[0], total
-                    left -= rows.num_rows
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"{folder / name} cannot be read ({error}); build the dataset again") from None
+        check_files(folder, manifest["files"], [name])
+        for rows in batches(folder / name, schema.check_columns):
+            if left < rows.num_rows:
+                return rows.slice(left, 1).to_pylist()[0], total
+            left -= rows.num_rows
     raise InputError(f"{folder}: fewer rows than its manifest says; build the dataset again")
 
 

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ilql.types import InputError
+from ilql.verified import batches
 
+REMEDY = "make the cache again"
 HOLD = 1 << 22  # bytes of a record batch
 Kinds = Mapping[str, tuple[str, int]]  # column -> numpy's name of the number and how many of them an item has
 
@@ -136,14 +137,16 @@ def read(path: Path, kinds: Kinds) -> dict[str, Column]:
     """The columns of a file that a Writer wrote, memory-mapped. Raises InputError where it is another file."""
     chunks: dict[str, list[np.ndarray]] = {name: [] for name in kinds}
     wanted = pa.schema([pa.field(name, _type(kind), nullable=False) for name, kind in kinds.items()])
+
+    def check(found: pa.Schema, where: str) -> None:
+        if not found.equals(wanted):
+            raise InputError(f"{where} cannot be read (its columns are others); {REMEDY}")
+
+    for batch in batches(path, check, REMEDY):
+        for (name, kind), column in zip(kinds.items(), batch.columns, strict=True):
+            values = column if kind[1] == 1 else column.values
+            chunks[name].append(values.to_numpy(zero_copy_only=True).reshape(-1, *_shape(kind)))
     try:
-        reader: Any = pa.ipc.open_stream(pa.memory_map(str(path)))
-        if not reader.schema.equals(wanted):
-            raise ValueError("its columns are others")
-        for batch in reader:
-            for (name, kind), column in zip(kinds.items(), batch.columns, strict=True):
-                values = column if kind[1] == 1 else column.values
-                chunks[name].append(values.to_numpy(zero_copy_only=True).reshape(-1, *_shape(kind)))
         return {name: Column(chunks[name], kind) for name, kind in kinds.items()}
-    except (pa.ArrowInvalid, ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}); make the cache again") from None
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}); {REMEDY}") from None

@@ -4,7 +4,6 @@ trained on it can be told by its digest; what a model says of it makes another f
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from ilql import atomic
-from ilql.schema import SPLITS, read_manifest, sha256
+from ilql.schema import SPLITS, read_manifest, sealed, sha256
+from ilql.verified import check_files
 
 
 def rewrite(
@@ -24,6 +24,7 @@ def rewrite(
     each: the values of each split, in its order. about: what the manifest says of it, by the manifest's keys.
     """
     manifest = read_manifest(dataset)
+    check_files(dataset, manifest["files"], manifest["files"])
     size = sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file())
     with atomic.folder(folder, 2 * size + (1 << 20)) as temporary:
         shutil.copytree(dataset / "tokenizer", temporary / "tokenizer")
@@ -39,8 +40,8 @@ def rewrite(
             count = _copy(dataset / name, to, column, each[split][done[split] :])
             done[split] += count
             files[name] = {"sha256": sha256(to), "rows": count}
-        text = json.dumps({**manifest, "files": files, **about}, indent=2, sort_keys=True)
-        (temporary / "manifest.json").write_text(text + "\n", encoding="utf-8")
+        text = sealed({**manifest, "files": files, **about})
+        (temporary / "manifest.json").write_text(text, encoding="utf-8")
 
 
 def _copy(source: Path, to: Path, column: pa.Field, each: Sequence[Any]) -> int:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ilql import proposals
 from ilql.schema import INTEGERS, check_columns, check_prefix, check_row, read_manifest, sound, views
 from ilql.types import InputError
+from ilql.verified import batches, check_files
 
 
 class Rows(Sequence[dict[str, Any]]):
@@ -25,24 +25,19 @@ class Rows(Sequence[dict[str, Any]]):
         names = sorted(n for n in self.manifest["files"] if n.startswith(f"{split}/") and n.endswith(".arrow"))
         self._batches: list[dict[str, Any]] = []
         lengths: list[np.ndarray] = []
+        files = self.manifest["files"]
+        check_files(self.folder, files, [*names, *(name for name in files if not name.endswith(".arrow"))])
         for name in names:
             path = self.folder / name
-            if not path.is_file():
-                raise InputError(f"{path} is named in the manifest but missing; build the dataset again")
-            try:
-                reader = pa.ipc.open_stream(pa.memory_map(str(path)))
-                check_columns(reader.schema, str(path))
-                for batch in reader:
-                    self._batches.append(views(batch))
-                    check_prefix(self._batches[-1], self.manifest, str(path))
-                    for column in INTEGERS:
-                        if self._batches[-1][column][1].dtype.kind != "i":
-                            raise InputError(f"{path}: a null in column {column!r}; build the dataset again")
-                    if getattr(self._batches[-1].get(proposals.NAME), "nulls", False):
-                        raise InputError(f"{path}: a null in column {proposals.NAME!r}; make the proposals again")
-                    lengths.append(np.diff(self._batches[-1]["tokens"][0]))
-            except pa.ArrowInvalid as error:
-                raise InputError(f"{path} cannot be read ({error}); build the dataset again") from None
+            for batch in batches(path, check_columns):
+                self._batches.append(views(batch))
+                check_prefix(self._batches[-1], self.manifest, str(path))
+                for column in INTEGERS:
+                    if self._batches[-1][column][1].dtype.kind != "i":
+                        raise InputError(f"{path}: a null in column {column!r}; build the dataset again")
+                if getattr(self._batches[-1].get(proposals.NAME), "nulls", False):
+                    raise InputError(f"{path}: a null in column {proposals.NAME!r}; make the proposals again")
+                lengths.append(np.diff(self._batches[-1]["tokens"][0]))
         self.lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         self._first = np.cumsum([0] + [len(x) for x in lengths])
 

@@ -21,8 +21,11 @@ import pyarrow as pa
 
 from ilql import proposals
 from ilql.types import InputError
+from ilql.verified import NAME, batches, check_files
+from ilql.verified import sha256 as sha256
 
-VERSION = 1
+VERSION = 2
+LARGEST = 2**26  # bytes of a manifest
 STEPS = ("token", "utterance")
 SPLITS = ("train", "validation")
 
@@ -47,12 +50,6 @@ OPTIONAL = {
 }
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def folder_sha256(folder: Path) -> str:
     """Digest of the names and bytes of a folder's files, in sorted order: the identity of a tokenizer."""
     digest = hashlib.sha256()
@@ -67,10 +64,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     Raises InputError where the folder is not a dataset, or was made by a newer version.
     """
     path = Path(folder) / "manifest.json"
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         raise InputError(f"{folder} is not a dataset: it has no manifest.json; make one with `python -m datasets_prep`")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes() if path.stat().st_size <= LARGEST else b""
+        manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); build the dataset again") from None
     if not isinstance(manifest, dict):
@@ -78,7 +76,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     for name in ("schema_version", "step", "tokenizer", "files"):
         if name not in manifest:
             raise InputError(f"{path}: field {name!r} is missing; build the dataset again")
-    manifest = migrate(manifest, path)
+    manifest = migrate(manifest, path, text)
     if manifest["step"] not in STEPS:
         raise InputError(f"{path}: step is {manifest['step']!r}, not one of {', '.join(STEPS)}")
     tokenizer, files = manifest["tokenizer"], manifest["files"]
@@ -91,16 +89,36 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         isinstance(f, dict) and {"sha256", "rows"} <= {*f} for f in files.values()
     ):
         raise InputError(f"{path}: field 'files' is no table of sha256 and rows; build the dataset again")
+    for name in files:
+        if not NAME.fullmatch(name):
+            raise InputError(f"{path}: {name!r} is no name of a file inside of the folder; build the dataset again")
     return manifest
 
 
-def migrate(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Bring an older manifest to VERSION. Version 1 is the first, so today there is only the refusal of others."""
-    if manifest["schema_version"] != VERSION:
+def sealed(manifest: Mapping[str, Any]) -> str:
+    """A manifest as the only text that is taken for it, with its digest: a bit of white space that flips shows too."""
+    rest = {name: value for name, value in manifest.items() if name != "digest"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**rest, "digest": digest}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def migrate(manifest: dict[str, Any], path: Path, text: bytes) -> dict[str, Any]:
+    """Bring an older manifest to VERSION, and refuse one that has changed since it was written. Version 1 had no
+    digest. text: what the file holds."""
+    version = manifest["schema_version"]
+    if version == 1 and "digest" not in manifest:
+        return {**manifest, "schema_version": VERSION}
+    if version != VERSION:
         raise InputError(
-            f"{path}: schema version {manifest['schema_version']!r}, but this package reads version {VERSION}; "
+            f"{path}: schema version {version!r}, but this package reads version {VERSION}; "
             "build the dataset again or install the matching package"
         )
+    try:
+        same = text == sealed(manifest).encode()
+    except (ValueError, RecursionError):  # half of a character
+        same = False
+    if not same:
+        raise InputError(f"{path} does not match its own digest, so it was changed; build the dataset again")
     return manifest
 
 
@@ -223,27 +241,17 @@ def validate(folder: str | Path, vocab_size: int | None = None) -> dict[str, Any
     folder = Path(folder)
     manifest = read_manifest(folder)
     size = vocab_size or manifest["tokenizer"]["vocab_size"]
+    check_files(folder, manifest["files"], manifest["files"])
     for name, entry in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise InputError(f"{path} is named in the manifest but missing; build the dataset again")
-        if sha256(path) != entry["sha256"]:
-            raise InputError(f"{path} differs from its digest in the manifest; build the dataset again")
         if not name.endswith(".arrow"):
             continue
-        rows = 0
-        try:
-            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-                check_columns(reader.schema, str(path))
-                for batch in reader:
-                    batch.validate(full=True)
-                    check_prefix(views(batch), manifest, str(path))
-                    if not sound(views(batch), size):
-                        for i, row in enumerate(batch.to_pylist(), rows):
-                            check_row(row, size, f"{path}, row {i}")
-                    rows += batch.num_rows
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{path} cannot be read ({error}); build the dataset again") from None
+        path, rows = folder / name, 0
+        for batch in batches(path, check_columns):
+            check_prefix(views(batch), manifest, str(path))
+            if not sound(views(batch), size):
+                for i, row in enumerate(batch.to_pylist(), rows):
+                    check_row(row, size, f"{path}, row {i}")
+            rows += batch.num_rows
         if rows != entry["rows"]:
             raise InputError(f"{path} has {rows} rows, but the manifest says {entry['rows']}; build the dataset again")
     return manifest

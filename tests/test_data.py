@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from ilql.data import collate, crop, decisions, returns
 from ilql.order import BatchConfig, Order
 from ilql.rows import Mix, Rows
-from ilql.schema import SCHEMA, VERSION, sha256
+from ilql.schema import SCHEMA, VERSION, sealed, sha256
 from ilql.types import InputError
 from tests.toys import chat_row, row
 
@@ -193,7 +192,7 @@ def write_dataset(folder: Path, rows: list[dict], **manifest) -> Path:
         "tokenizer": {"sha256": "x", "vocab_size": 40},
         "files": files,
     }
-    (folder / "manifest.json").write_text(json.dumps(content | manifest))
+    (folder / "manifest.json").write_text(sealed(content | manifest))
     return folder
 
 

@@ -29,6 +29,7 @@ ORDER = (
     "ilql.command",
     "ilql.proposals",
     "ilql.atomic",
+    "ilql.verified",
     "ilql.schema",
     "ilql.sealed",
     "ilql.rows",
@@ -112,7 +113,8 @@ ORDER = (
 # Narrower than the order: what these may import of ours.
 ONLY = dict.fromkeys(ENCODE, ("ilql.types", "ilql.schema", *ENCODE)) | {
     "ilql.envs": ("ilql.types",),
-    "datasets_prep": ("ilql.types", "ilql.atomic", "ilql.schema", "ilql.envs", "datasets_prep", *ENCODE),
+    "datasets_prep": tuple(f"ilql.{name}" for name in ("types", "atomic", "verified", "schema", "envs"))
+    + ("datasets_prep", *ENCODE),
 }
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def write(folder: Path, rows: list[dict[str, Any]], columns: pa.Schema = COLUMNS
     files = {"train/data-00000.arrow": {"rows": len(rows), "sha256": schema.sha256(path)}}
     manifest = {"schema_version": schema.VERSION, "step": "utterance", "files": files}
     manifest["tokenizer"] = {"vocab_size": 10, "sha256": "x"}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(schema.sealed(manifest))
     return folder
 
 

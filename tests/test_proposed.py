@@ -14,6 +14,7 @@ from ilql.feed import read
 from ilql.propose import Proposal
 from ilql.proposed import propose_all
 from ilql.rows import Rows
+from ilql.schema import sealed
 from ilql.trainer import train
 from ilql.types import InputError
 from tests.test_trainer import refused
@@ -135,7 +136,7 @@ def test_who_learns_from_proposals_is_told_what_is_missing(place, tmp_path):
     refused(cfg, "proposals of another actor .* than init_from, .*run; make them again .*propose .*run")
     facts = manifest(foreign)
     facts["proposals"]["tokenizer"] = "0" * 64
-    (foreign / "manifest.json").write_text(json.dumps(facts))
+    (foreign / "manifest.json").write_text(sealed(facts))
     refused(config(foreign, tmp_path / "a", "chai"), "made with another tokenizer")
     cache = {"path": str(place.made), "cache": ["nowhere"]}
     refused(config(cache, tmp_path / "a", "chai", model={"freeze": 1}), "has no states of the proposals")

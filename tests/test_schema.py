@@ -1,6 +1,5 @@
 """The Arrow contract: a folder that breaks it is one clear sentence, for the check and for the trainer alike."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def write(
         with pa.ipc.new_stream(str(path), columns) as stream:
             stream.write_table(pa.Table.from_pylist(rows, schema=columns))
     files = {"train/data-00000.arrow": {"rows": len(rows), "sha256": schema.sha256(path)}}
-    (folder / "manifest.json").write_text(json.dumps(MANIFEST | {"files": files} | manifest))
+    (folder / "manifest.json").write_text(schema.sealed(MANIFEST | {"files": files} | manifest))
     return folder
 
 
@@ -156,7 +155,7 @@ def test_a_file_that_is_no_arrow_stream_is_refused(tmp_path: Path, check: Any, c
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"schema_version": 2}, "schema version 2"),
+        ({"schema_version": 3}, "schema version 3"),
         ({"step": "turn"}, "step is 'turn'"),
         ({"tokenizer": "x"}, "field 'tokenizer'"),
         ({"tokenizer": {"sha256": "x"}}, "field 'tokenizer'"),

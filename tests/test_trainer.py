@@ -31,7 +31,7 @@ from ilql.learner import Out
 from ilql.model import ILQLModel
 from ilql.progress import TrainingError
 from ilql.rows import Rows
-from ilql.schema import sha256
+from ilql.schema import sealed, sha256
 from ilql.trainer import Run, train
 from ilql.types import InputError
 from tests.tiny import config, dataset, write_rows
@@ -517,7 +517,7 @@ def test_tokenizers_that_differ_are_refused(data: Path, tmp_path: Path) -> None:
     other = dataset(tmp_path / "other")
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["tokenizer"]["sha256"] = "0" * 64
-    (other / "manifest.json").write_text(json.dumps(manifest))
+    (other / "manifest.json").write_text(sealed(manifest))
     match = f"other has another tokenizer than {data}; build it with --tokenizer {data}/tokenizer"
     refused(config([data, other], tmp_path / "run"), match)  # type: ignore[arg-type]
     steps = dataset(tmp_path / "steps", step="utterance")

@@ -1,6 +1,5 @@
 """A small dataset and config for tests of training: dialogues of a few turns in bytes, a model of two narrow layers."""
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pyarrow as pa
 from datasets_prep import tokenizer as tk
 from datasets_prep.encode import Encoder
 from ilql.config import TrainConfig, make_config
-from ilql.schema import SCHEMA, VERSION, folder_sha256, sha256
+from ilql.schema import SCHEMA, VERSION, folder_sha256, sealed, sha256
 from ilql.types import Episode, Turn
 
 
@@ -55,7 +54,7 @@ def dataset(
         "arguments": {"seed": seed},
         "files": files,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(sealed(manifest))
     return folder
 
 

@@ -28,6 +28,7 @@ from tests.reliability.crashes import crash_points
 from tests.reliability.disk import full_disks
 from tests.reliability.flips import bit_flips
 from tests.reliability.kills import kill_points
+from tests.reliability.mutations import mutations
 from tests.reliability.numbers import PLACES, broken_number
 from tests.reliability.runs import ALGORITHMS
 from tests.reliability.stops import order_stops
@@ -62,6 +63,7 @@ def soaks(points: int) -> dict[str, Soak]:
     out["a crash at every operation of a save, beside an older one"] = crash_points
     out["a crash at every operation of a save, over an older one"] = partial(crash_points, replace=True)
     out["single bits flipped in a checkpoint"] = lambda folder: bit_flips(_saved(folder), int(1000 * share))
+    out["changes of a dataset"] = lambda folder: mutations(dataset(folder / "data"), int(1000 * share))
     for workers in (0, 2):
         name = f"stops of the data's order, {workers} workers"
         out[name] = partial(order_stops, stops=int(100 * share), workers=workers)

@@ -11,6 +11,7 @@ from tests.reliability.crashes import crash_points
 from tests.reliability.disk import full_disks
 from tests.reliability.flips import bit_flips
 from tests.reliability.kills import kill_points
+from tests.reliability.mutations import mutations
 from tests.reliability.numbers import PLACES, broken_number
 from tests.reliability.runs import ALGORITHMS
 from tests.reliability.stops import order_stops
@@ -62,3 +63,7 @@ def test_a_number_that_is_not_finite_moves_no_weight(
 
 def test_a_disk_that_fills_up_costs_no_checkpoint(saved: Path, tmp_path: Path) -> None:
     full_disks(saved, tmp_path / "checkpoints", 4)
+
+
+def test_every_change_of_a_dataset_is_told(tmp_path: Path) -> None:
+    mutations(dataset(tmp_path / "data"), 42)
