@@ -113,8 +113,11 @@ ORDER = (
 # Narrower than the order: what these may import of ours.
 ONLY = dict.fromkeys(ENCODE, ("ilql.types", "ilql.schema", *ENCODE)) | {
     "ilql.envs": ("ilql.types",),
-    "datasets_prep": tuple(f"ilql.{name}" for name in ("types", "atomic", "verified", "schema", "envs"))
-    + ("datasets_prep", *ENCODE),
+    "datasets_prep": (
+        *(f"ilql.{name}" for name in ("types", "atomic", "verified", "schema", "envs")),
+        "datasets_prep",
+        *ENCODE,
+    ),
 }
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 

@@ -14,7 +14,7 @@ from ilql.feed import read
 from ilql.order import times
 from ilql.trainer import train
 from tests.test_trainer import same, stop_at
-from tests.tiny import config, dataset, episodes, write_rows
+from tests.tiny import config, dataset, episodes, replace_rows
 
 SIZES, WEIGHTS = (24, 9, 15), (1.0, 3.0, 0.4)
 
@@ -27,7 +27,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         folder = dataset(tmp_path_factory.mktemp("mixture") / f"part-{k}", size, seed=k)
         encoder = Encoder.from_folder(folder / "tokenizer")
         rows = [{**encoder.encode(e, "token"), "id": f"{k}:{e.id}"} for e in episodes(size, k)]
-        write_rows(folder / "train" / "data-00000.arrow", rows)
+        replace_rows(folder, rows)
         found.append(folder)
     return found
 

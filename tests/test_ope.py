@@ -28,7 +28,7 @@ from ilql.rows import Rows
 from ilql.trainer import train
 from ilql.types import PARTNER, Episode, Turn
 from tests.prep import test_deal_or_no_deal as corpus
-from tests.tiny import config, dataset, write_rows
+from tests.tiny import config, dataset, replace_rows
 
 
 def test_an_interval_resamples_whole_groups():
@@ -195,7 +195,7 @@ def test_data_that_the_model_cannot_read_is_refused(run, tmp_path, capsys):
     assert "built with another tokenizer than" in capsys.readouterr().err
     long = dataset(tmp_path / "long", held=0)
     turns = [Turn("user", "hi " * 30), Turn("assistant", "a")]
-    write_rows(long / "train" / "data-00000.arrow", [encoder.encode(Episode("long", turns), "token")])
+    replace_rows(long, [encoder.encode(Episode("long", turns), "token")])
     assert ope.main([str(folder), "--data", str(long), "--split", "train"]) == 2
     assert "the model's context is 64" in capsys.readouterr().err
 

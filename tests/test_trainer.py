@@ -34,7 +34,7 @@ from ilql.rows import Rows
 from ilql.schema import sealed, sha256
 from ilql.trainer import Run, train
 from ilql.types import InputError
-from tests.tiny import config, dataset, write_rows
+from tests.tiny import config, dataset, replace_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -555,7 +555,7 @@ def test_rows_out_of_range_are_refused(tmp_path: Path, column: str, value: float
     data = dataset(tmp_path / "data", held=0)
     content = [{name: np.array(v).tolist() for name, v in row.items()} for row in Rows(data)]
     content[3][column][-1] = value
-    write_rows(data / "train" / "data-00000.arrow", content)
+    replace_rows(data, content)
     refused(config(data, tmp_path / "run"), rf"train row 3 \('d3'\): .*{match}")
 
 

@@ -1,5 +1,6 @@
 """A small dataset and config for tests of training: dialogues of a few turns in bytes, a model of two narrow layers."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,13 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
         writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
     return {"sha256": sha256(path), "rows": len(rows)}
+
+
+def replace_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Give the train split of a dataset other rows, and the manifest their digest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["train/data-00000.arrow"] = write_rows(folder / "train" / "data-00000.arrow", rows)
+    (folder / "manifest.json").write_text(sealed(manifest))
 
 
 def config(data: Path, output: Path, algo: str = "ilql", **options: Any) -> TrainConfig:
