@@ -147,11 +147,11 @@ def test_a_dataset_whose_prefixes_were_tampered_with(tmp_path: Path, value: Any,
         writer.write_table(table)
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["files"]["train/data-00000.arrow"]["sha256"] = schema.sha256(name)
-    (data / "manifest.json").write_text(json.dumps(manifest))
+    (data / "manifest.json").write_text(schema.sealed(manifest))
     with pytest.raises(InputError, match=message):
         schema.validate(data)
     with pytest.raises(InputError, match=message):
         Rows(data).check(300)
-    (data / "manifest.json").write_text(json.dumps(manifest | {"prefix": 0}))
+    (data / "manifest.json").write_text(schema.sealed(manifest | {"prefix": 0}))
     with pytest.raises(InputError, match="field 'prefix' is 0, but must be at least 1"):
         Rows(data)
