@@ -211,6 +211,37 @@ def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
     return -torch.nn.functional.logsigmoid(chosen - rejected)
 
 
+def soft_return(reward: Tensor, discount: Tensor, v_next: Tensor, first: Tensor) -> Tensor:
+    """Return to go S = r + gamma S', (N), of dialogues whose decisions stand in a row; a constant. Where the last one
+    has a discount, the dialogue was cut off, and S' is `v_next` there.
+
+    reward (N): here less what the step costs. first (N): where a dialogue begins. A step of the loop is one place from
+    the end of every dialogue.
+    """
+    begins = first.nonzero().squeeze(1)
+    ends = torch.cat([begins[1:], begins.new_tensor([len(first)])]) - 1
+    out = reward.detach().clone()
+    out[ends] = td_target(reward[ends], discount[ends], v_next[ends])
+    at = ends - 1
+    while len(at):
+        begins, at = begins[at >= begins], at[at >= begins]
+        out[at] += discount[at] * out[at + 1]
+        at = at - 1
+    return out
+
+
+def oreo_value(v: Tensor, soft: Tensor) -> Tensor:
+    """(V - S)^2, (N), S = sum of the rewards to come less beta log pi / ref each, a constant (Wang et al. 2024: the
+    telescoped soft Bellman equation, as a regression of V)."""
+    return (v - soft.detach()).square()
+
+
+def oreo_policy(v: Tensor, soft: Tensor, cost: Tensor) -> Tensor:
+    """The same residual as a regression of the policy, (N). Its gradient goes through the decision's own cost, beta log
+    pi / ref, which is in S; V and what S has of later decisions are constants (Wang et al. 2024)."""
+    return ((v - soft).detach() + cost - cost.detach()).square()
+
+
 def awr_weight(advantage: Tensor, beta: float, clip: float) -> Tensor:
     """min(exp(beta A), clip), (N), a constant: advantage-weighted regression (Kostrikov et al. 2021, eq. 7).
 

@@ -30,6 +30,7 @@ from ilql.algos import (
     ilql_utterance,
     kl_control,
     mc,
+    oreo,
     ppo,
     q_sft,
     reinforce,
@@ -55,6 +56,7 @@ ALGOS = {
     "reinforce": reinforce,
     "ppo": ppo,
     "topr": topr,
+    "oreo": oreo,
     "kl_control": kl_control,
     "reward_model": reward_model,
 }
