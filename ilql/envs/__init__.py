@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any, get_type_hints
 
-from ilql.envs import deal_or_no_deal, door, haggle, maze, randomwalks, recall, wordle
+from ilql.envs import deal_or_no_deal, door, guess, haggle, maze, randomwalks, recall, wordle
 from ilql.types import InputError
 
 ENVS: dict[str, ModuleType] = {
     "deal_or_no_deal": deal_or_no_deal,
     "door": door,
+    "guess": guess,
     "haggle": haggle,
     "maze": maze,
     "randomwalks": randomwalks,

@@ -20,6 +20,7 @@ from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
 ALONE = [name for name, module in envs.ENVS.items() if module.SEATS == 1]
 BUILD = {  # options under which the corpus of an environment's name is built
     "door": ["--tokenizer", "word", "--dialogues", "60", "--turn-tokens"],
+    "guess": ["--tokenizer", "word", "--dialogues", "60"],
     "haggle": ["--tokenizer", "word", "--dialogues", "60"],
     "maze": ["--tokenizer", "word", "--dialogues", "30", "--turn-tokens"],
     "randomwalks": ["--tokenizer", "byte", "--walks", "60", "--seed", "1000"],
@@ -39,7 +40,7 @@ def test_every_environment_keeps_the_modules_contract() -> None:
 def test_an_unknown_name_suggests_the_near_one() -> None:
     with pytest.raises(InputError, match="did you mean 'maze'"):
         envs.find("mase")
-    with pytest.raises(InputError, match="choose one of deal_or_no_deal, door, haggle, maze"):
+    with pytest.raises(InputError, match="choose one of deal_or_no_deal, door, guess, haggle, maze"):
         envs.find("zzz")
 
 
