@@ -95,7 +95,7 @@ def test_the_recipe_of_every_algorithm_trains(algo, maze, tmp_path):
     (asked,) = plain.data.path
     options = {"data.path": maze / Path(asked).name, "output": tmp_path / "run", "steps": 2}
     options |= {"batch.dialogues": 4, "log.every": 1}
-    if plain.init_from == "runs/maze-bc":
+    if plain.init_from in ("runs/maze-bc", "runs/maze-bc-utterance"):
         options["init_from"] = tmp_path / "bc"
         of = ["--data.path", str(options["data.path"]), "--output", str(tmp_path / "bc"), "--device", "cpu"]
         train(load_config(["--config", str(recipe("bc")), *of, "--steps", "1", "--batch.dialogues", "4"]))

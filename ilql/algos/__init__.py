@@ -19,6 +19,7 @@ from typing import Any
 
 from ilql.algos import (
     a_lol,
+    actor_critic,
     archer,
     awac,
     bc,
@@ -58,6 +59,7 @@ ALGOS = {
     "topr": topr,
     "oreo": oreo,
     "kl_control": kl_control,
+    "actor_critic": actor_critic,
     "reward_model": reward_model,
 }
 

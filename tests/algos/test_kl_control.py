@@ -158,6 +158,7 @@ def solved(cfg: kl_control.Config, reward: np.ndarray = REWARD) -> tuple[np.ndar
     return q, q - np.logaddexp.reduce(q, 1, keepdims=True), p - np.logaddexp.reduce(p, 1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_psi_learning_finds_the_best_policy_near_the_prior():
     """pi* = p exp(Psi*) / Z, by dynamic programming backwards; without discount it is p exp(r / c) over utterances."""
     q, pi, p = solved(kl_control.Config(gamma=1.0, c=0.5))
@@ -172,6 +173,7 @@ def test_psi_learning_finds_the_best_policy_near_the_prior():
     assert (said * REWARD).sum() > (prior * REWARD).sum() + 0.5
 
 
+@pytest.mark.slow
 def test_with_the_maximum_words_are_said_by_their_reward_and_the_prior():
     """Q = r - c (log pi - log p) with pi = softmax(Q) is pi = r / (1 + c) + log p c / (1 + c) but for a constant."""
     c = 0.5
@@ -184,6 +186,7 @@ def test_with_the_maximum_words_are_said_by_their_reward_and_the_prior():
     np.testing.assert_allclose(pi[HEAD, FIRST], want - np.logaddexp.reduce(want), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_without_rewards_psi_learning_stays_at_the_prior():
     _, pi, p = solved(kl_control.Config(gamma=1.0, c=0.5), np.zeros((3, 2)))
     np.testing.assert_allclose(pi[HEAD, FIRST], p[HEAD, FIRST], atol=1e-3)
