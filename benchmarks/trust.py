@@ -7,6 +7,7 @@ timed alone on the same files and weights, as often as the whole has it, and the
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -59,6 +60,13 @@ def lines(section: Section, key: str, name: str, whole: float, parts: dict[str, 
     section.figures[f"trust/{key}"] = share
 
 
+def look(dataset: Path) -> None:
+    """Check a dataset as if it had just been written: a process may remember files that stayed the same."""
+    for path in dataset.rglob("*.arrow"):
+        os.utime(path)
+    validate(dataset)
+
+
 def epoch(folder: Path, count: int) -> tuple[float, dict[str, float]]:
     """Seconds of the steps of an epoch, and of the parts."""
     vocabulary, data = byte_encoder().vocab_size, folder / "data"
@@ -78,7 +86,7 @@ def epoch(folder: Path, count: int) -> tuple[float, dict[str, float]]:
     found, _ = checkpoint.latest(run / "checkpoints")
     assert found is not None
     steps: dict[str, tuple[int, Callable[[], object]]] = {
-        "the dataset's digests and rows": (1, lambda: validate(data)),
+        "the dataset's digests and rows": (1, lambda: look(data)),
         "rewards and weights at every step": (len(batches), lambda: (bad_weight(weights), sound_rewards(batch))),
         "the digests of a checkpoint": (1, lambda: checkpoint.verify(found)),
     }
@@ -101,6 +109,6 @@ def built(folder: Path, count: int) -> tuple[float, dict[str, float]]:
     steps: dict[str, Callable[[], object]] = {
         "the digests of what is read and written": lambda: [sha256(path) for path in paths],
         "asking for every file to be flushed": flush,
-        "every row looked at once more": lambda: validate(out),
+        "every row looked at once more": lambda: look(out),
     }
     return whole, {name: clock(step, TIMES) for name, step in steps.items()}
