@@ -26,7 +26,11 @@ from tests.toys import at_step, model_fields
 HERE = Path(__file__).resolve().parent
 STEPS, BATCH, VOCAB = 20, 4, 19
 RATE = 0.05  # of plain gradient descent
-SETTINGS: dict[str, dict[str, Any]] = {"filtered_bc": {"top": 0.5}, "q_sft": {"low": -3.0, "high": 3.0}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "actor_critic": {"limit": 1.1},
+    "filtered_bc": {"top": 0.5},
+    "q_sft": {"low": -3.0, "high": 3.0},
+}
 # Curves beside those of the algorithms: which algorithm, and its settings.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ilql_gumbel": ("ilql", {"v_loss": "gumbel", "v_temperature": 0.5}),
