@@ -3,7 +3,8 @@ al. 2019, Ouyang et al. 2022), on random walks, where the true reward is known a
 
     logs of random walks -> a clone (BC), the reference
     pairs of these walks, compared by a noisy labeler -> a reward model
-    the logs, labelled with its rewards -> ILQL decoded at several beta, and PPO for E[r] - c KL at several c
+    the logs, labelled with its rewards -> ILQL, with its conservative penalty and without, decoded at several beta,
+    and PPO for E[r] - c KL at several c
     walks of the clone, of which the reward model picks one of n
 
 Every policy is measured at its divergence from the clone: the learned reward (the proxy), and the true one. Decision:
@@ -41,11 +42,11 @@ from ilql.schema import INTEGERS
 from ilql.types import Episode
 
 GRAPH = "1000"
-BETAS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+BETAS = (1.0, 4.0, 16.0, 64.0, 256.0)
 SUPPORT = 0.9  # top-p of the clone
 KL_WEIGHTS = (1.0, 0.3, 0.1, 0.03)
-CHOICE = ("ILQL, within the support", 8.0)  # of which the gain over the clone is told, named before anything was run
-EPISODES, POOL = 2000, 256
+CHOICE = ("ILQL, within the support", 8.0)  # of which the gain over the clone is told
+EPISODES, POOL = 1000, 512
 SHORT_STEPS = 3
 NODES = 10  # tokens of a walk, its end included
 
@@ -100,6 +101,7 @@ def learn(folder: Path, short: bool) -> None:
     run("verdicts", "eval.py", at("reward-model"), "--data", at("pairs"))
     run("label", "-m", "ilql.annotate", "label", at("reward-model"), at("logs"), "--output", at("labelled"))
     train("ilql", "rlhf_offline_ilql", "labelled", "--init_from", at("bc"))
+    train("ilql-bold", "rlhf_offline_ilql", "labelled", "--init_from", at("bc"), "--ilql.cql_weight", "0")
     run("logprobs", "-m", "ilql.annotate", "logprobs", at("bc"), at("labelled"), "--output", at("weighed"))
     for weight in KL_WEIGHTS:
         more = ["--init_from", at("bc"), "--ppo.kl_weight", f"{weight:g}"]
@@ -198,7 +200,9 @@ def curves(folder: Path, short: bool) -> list[dict[str, Any]]:
     ilql, _ = load(folder / "ilql")
     points.append(measure(world, ilql, "ILQL", 0.0))
     points += [measure(world, ilql, "ILQL", beta, beta=beta) for beta in BETAS]
-    points += [measure(world, ilql, CHOICE[0], beta, beta=beta, support_top_p=SUPPORT) for beta in BETAS]
+    points.append(measure(world, ilql, *CHOICE, beta=CHOICE[1], support_top_p=SUPPORT))
+    bold, _ = load(folder / "ilql-bold")
+    points += [measure(world, bold, "ILQL without penalty", beta, beta=beta) for beta in BETAS]
     for weight in KL_WEIGHTS:
         ppo, _ = load(folder / f"ppo-{weight:g}")
         points.append(measure(world, ppo, "PPO", weight))
@@ -213,7 +217,7 @@ def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True, sharex=True)
-    colors = {"ILQL": "#33658a", CHOICE[0]: "#86bbd8", "PPO": "#f26419", "best of n": "#2f4858"}
+    colors = {"ILQL": "#33658a", "ILQL without penalty": "#86bbd8", "PPO": "#f26419", "best of n": "#2f4858"}
     start = next(point for point in points if point["method"] == "the clone")
     for axis, what in zip(axes, ("proxy", "true"), strict=True):
         for method, color in colors.items():
