@@ -79,6 +79,12 @@ def test_the_recipe_of_a_negotiation_trains(casino, tmp_path):
     trained("casino_ilql.yaml", **{"data.path": casino, "output": tmp_path / "run"})
 
 
+def test_the_recipes_of_a_negotiation_near_its_prior_train(casino, tmp_path):
+    cloned = trained("casino_bc.yaml", **{"data.path": casino, "output": tmp_path / "bc"})
+    near = {"data.path": casino, "init_from": cloned, "output": tmp_path / "run", "optim.warmup": 0}
+    trained("casino_kl_control.yaml", **near)
+
+
 def test_the_recipes_of_bargains_train(tmp_path):
     data = tmp_path / "data"
     (tmp_path / "dev.json").write_text(json.dumps([test_craigslist.DEAL, test_craigslist.QUIT]))
