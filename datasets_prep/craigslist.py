@@ -169,7 +169,7 @@ def _check_event(event: Event, at: str) -> None:
     if event.action == MESSAGE and not (isinstance(event.data, str) and event.data.strip()):
         raise _fault(f"{at}.data", "a message without a text")
     if event.action == OFFER:
-        price = event.data.get("price") if isinstance(event.data, dict) else "missing"
+        price = event.data.get("price", "missing") if isinstance(event.data, dict) else "missing"
         if price is not None and (isinstance(price, bool) or not isinstance(price, int | float) or price < 0):
             raise _fault(f"{at}.data.price", f"{price!r} is no price")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # importing it takes seconds, which a worker that only writes
 BOS, PAD, UNK, END = "<|bos|>", "<|pad|>", "<|unk|>", "<|end|>"
 ROLES = ("system", "user", "assistant", "tool")
 MARKS = {role: f"<|{role}|>" for role in ROLES}
+LARGEST, LONGEST = 2**28, 5000  # bytes of a stranger's tokenizer.json, and of a pattern in it
+_PATTERN = re.compile(rb'"Regex"\s*:\s*"((?:[^"\\]|\\.)*+)"', re.DOTALL)
 TURN_FORMAT = "ilql"  # the value of `turn_format`: turns are written as mark, content, END
 
 # Words are letters and digits, joined inside by ' - _ =, with the space before them; <tag>s are words too. Everything
@@ -129,6 +132,20 @@ def _byte_letters() -> list[str]:
     return [chr(byte if byte in printing else next(others)) for byte in range(256)]
 
 
+def _refuse_patterns(path: Path) -> None:
+    """InputError for a tokenizer.json of a folder that is too large, or has patterns so long that to compile one may
+    take all memory."""
+    if not path.is_file():
+        return
+    if path.stat().st_size > LARGEST:
+        raise InputError(f"{path} has more than {LARGEST:,} bytes, as no tokenizer has")
+    for pattern in _PATTERN.finditer(path.read_bytes()):
+        if len(pattern[1]) > LONGEST:
+            raise InputError(
+                f"{path} has a pattern of {len(pattern[1]):,} characters, but at most {LONGEST:,} are read"
+            )
+
+
 def load(name: str) -> Any:
     """The tokenizer of a local folder or a hub name.
 
@@ -137,6 +154,7 @@ def load(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    _refuse_patterns(Path(name) / "tokenizer.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RecursionError) as error:
@@ -144,6 +162,9 @@ def load(name: str) -> Any:
         lines = str(error).strip().splitlines()
         reason = lines[0][:200] if lines else type(error).__name__
         raise InputError(f"--tokenizer {name!r} is no {kind} with a loadable tokenizer ({reason})") from None
+    if tokenizer.init_kwargs.pop("auto_map", None):
+        said = "tokenizer_config.json names code of its own (auto_map), which is never run"
+        warnings.warn(f"{name}: {said}", stacklevel=2)
     if not getattr(tokenizer, "is_fast", False) or not hasattr(tokenizer, "backend_tokenizer"):
         raise InputError(f"--tokenizer {name!r} has no tokenizer.json (a `tokenizers` backend), which is needed here")
     if len(tokenizer) == 0:

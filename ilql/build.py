@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from ilql.model import ILQLConfig, ILQLModel
 from ilql.prefix import Segments, paths, positions
 from ilql.recurrent import is_recurrent, taken
-from ilql.sealed import check_weights
+from ilql.sealed import check_weights, without_code
 from ilql.types import InputError
 
 ARCHITECTURES = ("gpt2", "llama")  # shapes that `architecture` trains from scratch and tests cover; others may work
@@ -141,10 +141,13 @@ def build(
     if cfg.pretrained is not None:
         check_weights(Path(cfg.pretrained))
         try:
-            lm = AutoModelForCausalLM.from_pretrained(cfg.pretrained, dtype=dtype)
+            lm = AutoModelForCausalLM.from_pretrained(
+                cfg.pretrained, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            )
         except (OSError, ValueError) as error:
             reason = str(error).split("\n")[0]
             raise InputError(f"model.pretrained: {cfg.pretrained!r} is no causal LM ({reason})") from None
+        without_code(lm, cfg.pretrained)
         if isinstance(lm, ILQLModel):
             lm = lm.lm.requires_grad_(True)  # what that run froze is none of this one's business
         if vocab_size > lm.config.get_text_config().vocab_size:

@@ -24,6 +24,7 @@ from ilql.build import ModelConfig
 from ilql.data import DataConfig
 from ilql.optim import OptimConfig
 from ilql.order import BatchConfig
+from ilql.plain import Loader
 from ilql.runlog import LogConfig
 from ilql.types import InputError
 
@@ -169,25 +170,9 @@ def options() -> str:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's plain values only: the safe loader refuses Python tags, and this one a key that stands twice, too."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # which the safe loader refuses
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise InputError(f"--config {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:

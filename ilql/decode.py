@@ -26,7 +26,7 @@ from ilql.closed import Closed, choose
 from ilql.data import collate, crop, longest_window
 from ilql.generation import Choice, Generator, uniform
 from ilql.model import ILQLModel
-from ilql.sealed import check_weights
+from ilql.sealed import check_weights, without_code
 from ilql.types import AGENT, Episode, InputError, Turn
 
 Message = Mapping[str, Any]
@@ -49,7 +49,9 @@ def load(run: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "
     check_weights(folder)
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            )
     except InputError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -57,6 +59,7 @@ def load(run: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "
         raise InputError(f"{folder} cannot be loaded ({reason}); train it again") from None
     if not isinstance(model, ILQLModel):
         raise InputError(f"{folder} is a {type(model).__name__}, not a model of this package")
+    without_code(model, folder)
     return model.to(device).eval(), Encoder.from_folder(folder)  # type: ignore[arg-type]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,15 @@ def verify(folder: Path, kind: str = "", known: re.Pattern[str] = NAME) -> list[
 
 def check_weights(folder: Path) -> None:
     """Refuse a model's folder whose weights have changed since it was sealed. Configs and cards may be edited, and
-    models that others have made have no seal."""
+    models that others have made have no seal. An index of shards may name none but safetensors of the same folder."""
+    for path in folder.glob("*.index.json"):
+        try:
+            shards = {str(name) for name in json.loads(path.read_bytes())["weight_map"].values()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise InputError(f"{path} is no index of weights; copy it again") from None
+        for name in sorted(shards):
+            if not NAME.fullmatch(name) or not name.endswith(".safetensors"):
+                raise InputError(f"{path} names {name!r}, which is no .safetensors file of its folder")
     if not (folder / MANIFEST).is_file():
         return
     try:
@@ -83,3 +92,12 @@ def check_weights(folder: Path) -> None:
         raise InputError(
             f"{folder} is damaged: {reason}; copy it again, or write it anew: train.py with --resume"
         ) from None
+
+
+def without_code(model: Any, name: object) -> None:
+    """Say that a model's config names code of its own, which was not run, and forget it, so that what is saved from
+    here on does not name it either."""
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "auto_map", None):
+            warnings.warn(f"{name}: config.json names code of its own (auto_map), which is never run", stacklevel=3)
+            del config.auto_map

@@ -65,7 +65,9 @@ def load(model: ILQLModel, run: Path) -> str:
         raise InputError(f"init_from: {run} has no model folder; name the folder of a finished run")
     check_weights(folder)
     try:
-        source = ILQLModel.from_pretrained(folder, dtype=next(model.parameters()).dtype, use_safetensors=True)
+        source = ILQLModel.from_pretrained(
+            folder, dtype=next(model.parameters()).dtype, trust_remote_code=False, use_safetensors=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"init_from: {folder} cannot be loaded ({str(error).splitlines()[0]})") from None
     if source.config.prefix != model.config.prefix and source.config.prefix is not None:

@@ -75,6 +75,7 @@ ORDER = (
     "ilql.optim",
     "ilql.runlog",
     "ilql.checkpoint",
+    "ilql.plain",
     "ilql.config",
     "ilql.runfolder",
     "ilql.warmstart",

@@ -243,6 +243,7 @@ PRICE, TARGET = "scenario.kbs[0].item.Price", "scenario.kbs[1].personal.Target"
         ("events.1.data", None, "events[1].data", "a message without a text"),
         ("events.1.data", " ", "events[1].data", "a message without a text"),
         ("events.3.data", None, "events[3].data.price", "'missing' is no price"),
+        ("events.3.data", {"sides": ""}, "events[3].data.price", "'missing' is no price"),
         ("events.3.data", {"price": -3}, "events[3].data.price", "-3 is no price"),
         ("events.3.data", {"price": True}, "events[3].data.price", "True is no price"),
         ("events.3.data", {"price": "170"}, "events[3].data.price", "'170' is no price"),

@@ -27,7 +27,10 @@ from ilql.trainer import train
 from tests.reliability.crashes import crash_points
 from tests.reliability.disk import full_disks
 from tests.reliability.flips import bit_flips
+from tests.reliability.fuzz import fuzz
+from tests.reliability.hostile import hostile
 from tests.reliability.kills import kill_points
+from tests.reliability.memory import long_line
 from tests.reliability.mutations import mutations
 from tests.reliability.numbers import PLACES, broken_number
 from tests.reliability.runs import ALGORITHMS
@@ -64,6 +67,9 @@ def soaks(points: int) -> dict[str, Soak]:
     out["a crash at every operation of a save, over an older one"] = partial(crash_points, replace=True)
     out["single bits flipped in a checkpoint"] = lambda folder: bit_flips(_saved(folder), int(1000 * share))
     out["changes of a dataset"] = lambda folder: mutations(dataset(folder / "data"), int(1000 * share))
+    out["odd records of every corpus that reads files"] = partial(fuzz, count=int(10_000 * share))
+    out["a line of 1 GB"] = long_line
+    out["hostile files"] = lambda folder: hostile(folder, _saved(folder).parents[1])
     for workers in (0, 2):
         name = f"stops of the data's order, {workers} workers"
         out[name] = partial(order_stops, stops=int(100 * share), workers=workers)

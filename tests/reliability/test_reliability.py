@@ -10,7 +10,10 @@ from ilql.trainer import train
 from tests.reliability.crashes import crash_points
 from tests.reliability.disk import full_disks
 from tests.reliability.flips import bit_flips
+from tests.reliability.fuzz import fuzz
+from tests.reliability.hostile import hostile
 from tests.reliability.kills import kill_points
+from tests.reliability.memory import long_line
 from tests.reliability.mutations import mutations
 from tests.reliability.numbers import PLACES, broken_number
 from tests.reliability.runs import ALGORITHMS
@@ -67,3 +70,15 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(saved: Path, tmp_path: Path) -
 
 def test_every_change_of_a_dataset_is_told(tmp_path: Path) -> None:
     mutations(dataset(tmp_path / "data"), 42)
+
+
+def test_odd_records_are_rows_or_rejected(tmp_path: Path) -> None:
+    assert fuzz(tmp_path, 240)["rejected"] > 50
+
+
+def test_memory_does_not_grow_with_a_line(tmp_path: Path) -> None:
+    long_line(tmp_path, 2**28)
+
+
+def test_hostile_files_are_refused(saved: Path, tmp_path: Path) -> None:
+    assert sum(hostile(tmp_path, saved.parents[1]).values()) >= 20
