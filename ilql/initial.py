@@ -51,6 +51,8 @@ def make_model(cfg: TrainConfig, feed: Feed) -> ILQLModel:
     passes = getattr(cfg.hyper, "passes", 1)
     if passes > 1 and not any(isinstance(m, torch.nn.Dropout) and m.p for m in model.lm.modules()):
         raise InputError(f"{cfg.algo}.passes is {passes}, but without dropout all passes are alike: set model.dropout")
+    if model.v is not None and model.config.critic == "value":
+        model.v.out.bias.data.fill_(model.config.baseline * model.config.reward_scale)
     if cfg.model.embedding == "spelled":
         spelling.begin(model, encoder.tokenizer.get_vocab())
     check_fits(model, feed.longest, encoder.vocab_size)

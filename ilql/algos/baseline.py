@@ -26,11 +26,10 @@ def check(section: str, baseline: Baseline) -> None:
 
 
 def level(to_go: np.ndarray, cfg: Any) -> float:
-    """The constant, in the log's units, where the baseline is one. to_go: the returns to go of the training dialogues,
-    one a decision."""
-    if isinstance(cfg.baseline, str):
-        return float(to_go.mean()) if cfg.baseline == "mean" and len(to_go) else 0.0
-    return float(cfg.baseline)
+    """The constant, in the log's units, that the baseline is, or from which V begins: were that 0, and the returns far
+    from it, the first steps would push all that was logged the same way. to_go: the returns to go of the training
+    dialogues, one a decision."""
+    return (float(to_go.mean()) if len(to_go) else 0.0) if isinstance(cfg.baseline, str) else float(cfg.baseline)
 
 
 def advantage(out: Out, batch: Batch, baseline: Baseline) -> Tensor:

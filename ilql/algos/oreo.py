@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from torch import Tensor
 
 from ilql.algos import limits
@@ -50,6 +51,11 @@ class Config:
         limits.share("oreo.gamma", self.gamma)
         limits.positive("oreo.beta", self.beta)
         limits.not_negative("oreo.kl_weight", self.kl_weight)
+
+
+def level(to_go: np.ndarray, cfg: Config) -> float:
+    """Where V begins, in the log's units: a V far above all returns would take every logged action for a bad one."""
+    return float(to_go.mean()) if len(to_go) else 0.0
 
 
 def behaviour(cfg: Config) -> bool:

@@ -84,6 +84,7 @@ def test_the_soft_return_is_that_of_each_dialogue():
             part.append(total)
         want += part[::-1]
         begin += n
+    assert oreo.level(np.array([1.0, 2, 6]), oreo.Config()) == 3
     assert soft_return(reward, discount, v_next, first).tolist() == pytest.approx(want)
     assert oreo_policy(torch.ones(1), torch.zeros(1), torch.full((1,), 5.0)).item() == 1
 

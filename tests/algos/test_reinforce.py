@@ -12,8 +12,10 @@ import torch
 
 from ilql.algos import reinforce
 from ilql.config import make_config
+from ilql.data import returns
 from ilql.decode import load
 from ilql.feed import read
+from ilql.initial import make_model
 from ilql.ope import losses
 from ilql.rows import Rows
 from ilql.trainer import train
@@ -56,7 +58,7 @@ def test_the_advantage_is_a_constant():
 
 
 @pytest.mark.parametrize(
-    ("baseline", "want"), [("value", 0.0), ("mean", 2.0), (1.5, 1.5)], ids=["value", "mean", "number"]
+    ("baseline", "want"), [("value", 2.0), ("mean", 2.0), (1.5, 1.5)], ids=["value", "mean", "number"]
 )
 def test_the_level_of_a_baseline(baseline, want):
     assert reinforce.level(np.array([1.0, 2.0, 3.0]), reinforce.Config(baseline=baseline)) == want
@@ -102,7 +104,10 @@ def test_v_is_the_baseline_by_default_and_there_is_no_q(tmp_path: Path):
         config(data, tmp_path / "average", "reinforce", model={"target_trunk": "average"}),
         r"model\.target_trunk is about target critics, which reinforce has not",
     )
-    read(config(data, tmp_path / "other", "reinforce"))
+    cfg = config({"path": str(data), "reward_scale": 0.5}, tmp_path / "other", "reinforce")
+    fresh = make_model(cfg, read(cfg))
+    to_go = np.concatenate([returns(row["reward"], 0.99) for row in Rows(data)])
+    assert fresh.v.out.bias.item() == pytest.approx(0.5 * to_go.mean()), "V begins at the mean"
     assert tiny(critic="value").config.critics == 0
 
 
