@@ -19,6 +19,8 @@ def export(run: str | Path, out: str | Path) -> Path:
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise InputError(f"{out} exists; name a new folder")
     model, encoder = load(run)
+    if model.beginning is not None:
+        raise InputError(f"{run} reads a prefix of {model.beginning.size} numbers, and a plain model reads none")
     lm = model.lm
     lm.generation_config = model.generation_config
     size = sum(p.numel() * p.element_size() for p in lm.parameters())

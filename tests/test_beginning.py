@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import torch
 
 from datasets_prep.build import Options, build
 from datasets_prep.encode import Encoder
-from ilql.beginning import Beginning, Table, begun, token
+from ilql.beginning import Beginning, Table, begun, prompts, token
 from ilql.copies import prior_hidden
 from ilql.data import collate
 from ilql.decode import LMPolicy, load, score
+from ilql.export import export
 from ilql.model import ILQLConfig, ILQLModel
+from ilql.propose import propose
+from ilql.rollout import to_log
 from ilql.rows import Rows
 from ilql.trainer import train
 from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
@@ -194,10 +199,6 @@ def episodes(count: int = 64) -> list[Episode]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import json
-
-    from ilql.rollout import to_log
-
     folder = tmp_path_factory.mktemp("beginning")
     (folder / "log.jsonl").write_text("".join(json.dumps(to_log(e)) + "\n" for e in episodes()))
     build(Options("chat", folder / "data", [folder / "log.jsonl"], tokenizer="word"))
@@ -227,17 +228,52 @@ def test_a_log_with_a_prefix_becomes_a_policy_that_reads_it(place: Path) -> None
 
 
 def test_a_run_goes_on_only_with_a_prefix_of_as_many_numbers(place: Path, tmp_path: Path) -> None:
-    from tests.tiny import config as tiny
-
-    again = tiny(str(place / "data"), tmp_path / "on", "bc", steps=1, init_from=str(place / "run"))
+    again = config(str(place / "data"), tmp_path / "on", "bc", steps=1, init_from=str(place / "run"))
     train(again)
     log = tmp_path / "plain.jsonl"
     log.write_text('{"messages": [{"role": "user", "content": "which?"}, {"role": "assistant", "content": "red"}]}\n')
     build(Options("chat", tmp_path / "plain", [log], tokenizer=str(place / "data" / "tokenizer")))
     with pytest.raises(InputError, match="reads 3 numbers with every dialogue, and the dataset has none"):
-        train(tiny(str(tmp_path / "plain"), tmp_path / "off", "bc", steps=1, init_from=str(place / "run")))
+        train(config(str(tmp_path / "plain"), tmp_path / "off", "bc", steps=1, init_from=str(place / "run")))
     with pytest.raises(InputError, match="another prefix"):
-        train(tiny([str(place / "data"), str(tmp_path / "plain")], tmp_path / "mix", "bc", steps=1))  # type: ignore[arg-type]
+        train(config([str(place / "data"), str(tmp_path / "plain")], tmp_path / "mix", "bc", steps=1))  # type: ignore[arg-type]
+
+
+def test_a_plain_model_would_forget_it(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="reads a prefix of 3 numbers, and a plain model reads none"):
+        export(place / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_candidates_are_judged_with_it(place: Path, tmp_path: Path) -> None:
+    """Critics drawn at random value a candidate by the prefix as `score` does, and the best by these values is said."""
+    both = [
+        replace(e, id=f"{e.id}-{word}", turns=(e.turns[0], Turn(AGENT, word, 1.0)))
+        for e in episodes(16)
+        for word in ("red", "blue")
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(to_log(e)) + "\n" for e in both))
+    tokenizer = str(place / "data" / "tokenizer")
+    build(Options("chat", tmp_path / "data", [tmp_path / "log.jsonl"], step="utterance", tokenizer=tokenizer))
+    train(config(tmp_path / "data", tmp_path / "run", "mc", steps=40, optim={"lr": 0.01}, mc={"cql_weight": 0.0}))
+    made, encoder = load(tmp_path / "run")
+    torch.manual_seed(0)
+    for weight in made.q.parameters():
+        torch.nn.init.normal_(weight)
+    made.sync_targets()
+    prefixes, first = (4 * torch.randn(6, F)).tolist(), both[0].turns[:1]
+    policy = LMPolicy(made, encoder, candidates=2, beta=1.0, greedy=True, max_new_tokens=4)
+    with prompts(made, prefixes, [policy.prompt(first)] * 6) as told:
+        found = propose(policy, told, 2, temperature=None, judged=True)
+    best = []
+    for given, some in zip(prefixes, found, strict=True):
+        texts = [encoder.text(one.tokens) for one in some]
+        alone = [Episode("x", (*first, Turn(AGENT, text)), prefix=given) for text in texts]
+        q = [score(made, episode, encoder)[-1].q for episode in alone]
+        assert [one.q for one in some] == pytest.approx(q, rel=1e-5)
+        best.append(max(zip(q, texts, strict=True))[1])  # type: ignore[type-var]
+    assert len({some[0].q for some in found}) == 6
+    assert policy.respond([first] * 6, prefix=prefixes) == best
 
 
 def test_an_encoder_writes_it_and_a_deep_copy_keeps_it(place: Path) -> None:
