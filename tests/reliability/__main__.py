@@ -26,6 +26,7 @@ from ilql.report import table
 from ilql.trainer import train
 from tests.reliability.crashes import crash_points
 from tests.reliability.disk import full_disks
+from tests.reliability.elsewhere import elsewhere
 from tests.reliability.flips import bit_flips
 from tests.reliability.fuzz import fuzz
 from tests.reliability.hostile import hostile
@@ -69,6 +70,7 @@ def soaks(points: int) -> dict[str, Soak]:
     out["changes of a dataset"] = lambda folder: mutations(dataset(folder / "data"), int(1000 * share))
     out["odd records of every corpus that reads files"] = partial(fuzz, count=int(10_000 * share))
     out["a line of 1 GB"] = long_line
+    out["other hash seeds, locales, time zones and numbers of workers"] = elsewhere
     out["hostile files"] = lambda folder: hostile(folder, _saved(folder).parents[1])
     for workers in (0, 2):
         name = f"stops of the data's order, {workers} workers"

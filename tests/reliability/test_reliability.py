@@ -9,6 +9,7 @@ from ilql import checkpoint
 from ilql.trainer import train
 from tests.reliability.crashes import crash_points
 from tests.reliability.disk import full_disks
+from tests.reliability.elsewhere import elsewhere
 from tests.reliability.flips import bit_flips
 from tests.reliability.fuzz import fuzz
 from tests.reliability.hostile import hostile
@@ -82,3 +83,8 @@ def test_memory_does_not_grow_with_a_line(tmp_path: Path) -> None:
 
 def test_hostile_files_are_refused(saved: Path, tmp_path: Path) -> None:
     assert sum(hostile(tmp_path, saved.parents[1]).values()) >= 20
+
+
+@pytest.mark.slow
+def test_surroundings_change_no_byte(tmp_path: Path) -> None:
+    assert elsewhere(tmp_path, 4, 2)["files"] > 5
