@@ -282,7 +282,7 @@ def test_every_pass_learns_from_the_same_dialogues(data: Path, tmp_path: Path, m
     real = Run.step
 
     def told(self: Run, window: Any) -> float:
-        seen.append([tuple(batch.ids) for batch in window])
+        seen.append([tuple(taken.batch.ids) for taken in window])
         return real(self, window)
 
     monkeypatch.setattr(Run, "step", told)
