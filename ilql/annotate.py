@@ -22,10 +22,11 @@ from ilql.build import ModelConfig, build
 from ilql.columns import row_bytes
 from ilql.command import Parser, guard
 from ilql.data import collate, longest_window
-from ilql.decode import model_folder, quiet
+from ilql.decode import model_folder
 from ilql.learner import Out, check_fits
 from ilql.model import ILQLConfig, ILQLModel
 from ilql.proposed import propose_all
+from ilql.quiet import quiet
 from ilql.rewrite import rewrite
 from ilql.rows import Rows
 from ilql.schema import SCHEMA, SPLITS
@@ -104,6 +105,10 @@ def logprobs(source: str | Path, dataset: str | Path, output: str | Path | None 
     for rows in splits.values():
         rows.check(encoder.vocab_size)
     model = trunk(Path(source), encoder, dataset)
+    if model.config.control is not None:
+        raise InputError(
+            f"{source} is told the return it is to get, so that it has no one policy; score by another run"
+        )
     history = model.config.history
     check_fits(model, max((longest_window(row, history) for rows in splits.values() for row in rows), default=0), 0)
     found = {split: actions_logp(model.eval(), rows, encoder.bos_id, tokens) for split, rows in splits.items()}
@@ -167,6 +172,8 @@ def trunk(source: Path, encoder: Encoder, dataset: Path) -> ILQLModel:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}/config.json cannot be read ({str(error).splitlines()[0]})") from None
+    if getattr(config, "control", None) is not None:
+        raise InputError(f"{source} is told the return it is to get, which dialogues do not say; take another run")
     check_vocabulary(str(folder), encoder.tokenizer.get_vocab(), str(dataset))
     if encoder.vocab_size > config.get_text_config().vocab_size:
         raise InputError(

@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
 from datasets_prep.encode import Encoder
 from datasets_prep.layout import called
@@ -26,6 +25,7 @@ from ilql.closed import Closed, choose
 from ilql.data import collate, crop, longest_window
 from ilql.generation import Choice, Generator, uniform
 from ilql.model import ILQLModel
+from ilql.quiet import quiet
 from ilql.sealed import check_weights, without_code
 from ilql.types import AGENT, Episode, InputError, Turn
 
@@ -61,18 +61,6 @@ def load(run: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "
         raise InputError(f"{folder} is a {type(model).__name__}, not a model of this package")
     without_code(model, folder)
     return model.to(device).eval(), Encoder.from_folder(folder)  # type: ignore[arg-type]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the bars of transformers."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -242,6 +230,8 @@ class LMPolicy:
 def load_policy(run: str | Path, *, dtype: torch.dtype = torch.float32, **options: object) -> LMPolicy:
     """LMPolicy of a run (or model) folder, its weights in `dtype`; options as for LMPolicy."""
     model, encoder = load(run, dtype=dtype)
+    if model.config.algo == "reward_model":
+        raise InputError(f"{run} is a reward model and no policy; judge it on pairs, by eval.py {run} --data PAIRS")
     return LMPolicy(model, encoder, **options)  # type: ignore[arg-type]
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ilql import atomic, sealed
 from ilql.command import Parser, guard
-from ilql.decode import load, quiet
+from ilql.decode import load
+from ilql.quiet import quiet
 from ilql.types import InputError
 
 

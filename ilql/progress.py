@@ -5,7 +5,10 @@ state, so that a checkpoint has it whole and a run that goes on cannot forget a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ilql.types import InputError
 
 
 class TrainingError(RuntimeError):
@@ -36,6 +39,14 @@ class Progress:
     norms: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] | None = None
     reports: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any], name: str) -> Progress:
+        """That of a checkpoint's record; one of another version holds other things."""
+        own = {each.name for each in fields(cls)}
+        if record.keys() != {"progress", "metrics", "environment"} or record["progress"].keys() != own:
+            raise InputError(f"{name} is of another version of ilql; go on with that version, or begin a new run")
+        return cls(**record["progress"])
 
     def count(self, metrics: Mapping[str, float], decisions: float, seen: Sequence[float]) -> None:
         """One optimizer step more. seen: its `diagnostics.sums`, of so many decisions."""

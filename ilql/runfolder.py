@@ -22,6 +22,7 @@ from ilql import __version__, atomic, checkpoint, sealed
 from ilql.algos import ALGOS, critic
 from ilql.config import TrainConfig, dump, flat, load_config
 from ilql.model import ILQLModel
+from ilql.quiet import quiet
 from ilql.scores import actor
 from ilql.types import InputError
 
@@ -128,7 +129,8 @@ def export(
     final = Path(cfg.output) / "model"
     size = sum(t.numel() * t.element_size() for t in checkpoint.model_tensors(model).values())
     with atomic.folder(final, size + (1 << 22), replace=True) as temporary:
-        model.save_pretrained(temporary)
+        with quiet():
+            model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card(cfg, manifests, facts), encoding="utf-8")
         sealed.seal(temporary)

@@ -323,12 +323,13 @@ class Run:
             return False
         tensors, documents = checkpoint.load(path)
         trainer = documents["trainer"]
+        progress = Progress.read(trainer, str(path))
         inexact = runfolder.check_environment(trainer["environment"], self.environment, allow_inexact)
         if inexact:
             self.say(f"not bit-identical to an uninterrupted run: {inexact}")
         checkpoint.load_model(self.model, tensors["model"])
         checkpoint.load_optimizer(self.stepper.optimizer, self.stepper.names, tensors["optimizer"])
-        self.progress = Progress(**trainer["progress"])
+        self.progress = progress
         self.length = int(trainer["metrics"])
         states = documents["random"]
         checkpoint.set_random_states(states[self.accelerator.process_index % len(states)])

@@ -141,6 +141,15 @@ def test_log_probabilities_are_those_of_the_window_that_the_run_was_trained_on(
     assert "exists; name another --output" in capsys.readouterr().err
 
 
+def test_a_run_that_is_told_its_return_has_no_log_probabilities(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = {"layers": 1, "width": 16, "heads": 2, "context": 128}
+    run = train(config(place / "data", tmp_path / "run", "dt", steps=1, model=shape))
+    assert main(["logprobs", str(run), str(place / "data")]) == 2
+    assert "is told the return it is to get" in capsys.readouterr().err
+
+
 def test_states_below_the_last_blocks(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, L
 from datasets_prep import tokenizer as tk
 from datasets_prep.encode import Encoder
 from ilql.build import ModelConfig, build
-from ilql.decode import load, quiet
+from ilql.decode import load
 from ilql.export import export, main
+from ilql.quiet import quiet
 from ilql.types import InputError, Turn
 
 

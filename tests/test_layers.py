@@ -26,6 +26,7 @@ ENCODE = tuple(
 # Bottom first. A name stands for the module or package and all inside it, unless a longer name is listed too.
 ORDER = (
     "ilql.types",
+    "ilql.quiet",
     "ilql.command",
     "ilql.proposals",
     "ilql.atomic",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ilql import annotate
-from ilql.decode import load
+from ilql.decode import load, load_policy
 from ilql.rewarded import label, utterance_rewards, whole
 from ilql.rows import Rows
 from ilql.schema import validate
@@ -100,6 +100,11 @@ def test_the_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert f"{tmp_path / 'made'}: rewards less " in capsys.readouterr().out
     assert annotate.main(words) == 2
     assert "exists; name another --output" in capsys.readouterr().err
+
+
+def test_a_reward_model_is_no_policy(place: Path) -> None:
+    with pytest.raises(InputError, match="is a reward model and no policy"):
+        load_policy(place / "run")
 
 
 def test_bad_input(place: Path, tmp_path: Path) -> None:
