@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ilql.model import ILQLConfig, ILQLModel
@@ -110,6 +110,34 @@ def shape(cfg: ModelConfig, vocabulary: int, bos: int, pad: int, end: int) -> Pr
     return AutoConfig.for_model(cfg.architecture, **{**own, **cfg.extra})
 
 
+def _pretrained(name: str, dtype: torch.dtype, vocab_size: int) -> PreTrainedModel:
+    """The language model of a folder or hub name, with room for the dataset's tokens."""
+    check_weights(Path(name))
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"model.pretrained: {name!r} is no causal LM ({reason})") from None
+    without_code(lm, name)
+    if isinstance(lm, ILQLModel):
+        lm = lm.lm.requires_grad_(True)  # what that run froze is none of this one's business
+    if vocab_size > lm.config.get_text_config().vocab_size:
+        lm.resize_token_embeddings(vocab_size)
+    return lm  # type: ignore[no-any-return]
+
+
+def _fresh(cfg: ModelConfig, dtype: torch.dtype, vocabulary: int, bos: int, pad: int, end: int) -> PreTrainedModel:
+    """A language model from scratch."""
+    try:
+        trunk = shape(cfg, vocabulary, bos, pad, end)
+        return AutoModelForCausalLM.from_config(trunk, dtype=dtype)  # type: ignore[no-any-return]
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:  # of transformers: widths that do not fit
+        reason = str(error).split("\n")[0]
+        raise InputError(f"model.architecture: {cfg.architecture!r} cannot be built ({reason})") from None
+
+
 def build(
     cfg: ModelConfig,
     *,
@@ -139,28 +167,9 @@ def build(
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"model.dtype is {cfg.dtype!r}, not a floating point type of torch such as float32")
     if cfg.pretrained is not None:
-        check_weights(Path(cfg.pretrained))
-        try:
-            lm = AutoModelForCausalLM.from_pretrained(
-                cfg.pretrained, dtype=dtype, trust_remote_code=False, use_safetensors=True
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).split("\n")[0]
-            raise InputError(f"model.pretrained: {cfg.pretrained!r} is no causal LM ({reason})") from None
-        without_code(lm, cfg.pretrained)
-        if isinstance(lm, ILQLModel):
-            lm = lm.lm.requires_grad_(True)  # what that run froze is none of this one's business
-        if vocab_size > lm.config.get_text_config().vocab_size:
-            lm.resize_token_embeddings(vocab_size)
+        lm = _pretrained(cfg.pretrained, dtype, vocab_size)
     else:
-        try:
-            trunk = shape(cfg, vocab_size, bos_id, pad_id, end_ids[0])
-            lm = AutoModelForCausalLM.from_config(trunk, dtype=dtype)
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:  # of transformers: widths that do not fit
-            reason = str(error).split("\n")[0]
-            raise InputError(f"model.architecture: {cfg.architecture!r} cannot be built ({reason})") from None
+        lm = _fresh(cfg, dtype, vocab_size, bos_id, pad_id, end_ids[0])
     attention = lm.config._attn_implementation  # a new outer config resets it in the inner one
     full = ILQLConfig(
         text_config=lm.config,

@@ -115,12 +115,10 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     mix = Mix(parts)
     algo = ALGOS[cfg.algo]
     step = mix.parts[0].manifest["step"]
-    _check_paired(cfg, parts)
     _check_step(cfg, parts[0])
     encoder = Encoder.from_folder(Path(cfg.data.path[0]) / "tokenizer")
+    _check(cfg, parts, encoder)
     for part in parts:
-        part.check(encoder.vocab_size)
-        _check_behaviour(cfg, part)
         if cfg.data.cache is not None:
             part.refuse_prefix("data.cache")
     prepare = getattr(algo, "prepare", None)
@@ -151,11 +149,8 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
                 f"log.validate_every is set, but {cfg.data.path[0]} has no validation split; "
                 "set it to 0 or build the dataset with --validation"
             )
-        for part in held.parts:
-            part.check(encoder.vocab_size)
-            _check_behaviour(cfg, part)
+        _check(cfg, held.parts, encoder)
         longest = max(longest, *map(piece, held))
-        _check_paired(cfg, held.parts)
         rows["validation"] = select(held, cfg, "validation")
     digests = [sha256(Path(path) / "manifest.json") for path in cfg.data.path]
     advise, fields = getattr(algo, "advise", None), getattr(algo, "fields", None)
@@ -167,27 +162,40 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     most = highest(to_go) if valued else math.inf
     if hasattr(algo, "level"):
         facts["baseline"] = algo.level(to_go, cfg.hyper)
-    common: dict[str, Any] = {
-        "manifests": manifests,
-        "longest": longest,
-        "advice": advice,
-        "fields": facts,
-        "most": most,
-    }
-    feed = partial(Feed, encoder=encoder, **common)
+    feed = partial(Feed, encoder=encoder, manifests=manifests, longest=longest, advice=advice, fields=facts, most=most)
     if cfg.data.cache is None:
         fixed = _arrange(cfg, cfg.batch, rows, together, rank, world)
         return feed(**fixed | {"validation": list(fixed["validation"])}, digests=digests)
     caches = open_caches(cfg)
     digests += [sha256(cache.folder / "manifest.json") for cache in caches]
-    pools: dict[str, Decisions | Dialogues] = {}
-    for split, picked in rows.items():
-        if cfg.model.freeze == TRUNK:
-            pools[split] = Decisions(caches, split, picked.rows, picked.selected, **options)
-        else:
-            pools[split] = Dialogues(caches, split, picked.rows, picked.chosen, together)
-    batching = replace(cfg.batch, dialogues=cfg.batch.decisions) if cfg.model.freeze == TRUNK else cfg.batch
+    batching, pools = _pools(cfg, caches, rows, together, options)
     return feed(**_arrange(cfg, batching, pools, _as_it_is, rank, world), digests=digests, caches=caches)
+
+
+def _pools(
+    cfg: TrainConfig,
+    caches: Sequence[Cache],
+    rows: Mapping[str, Picked],
+    together: Callable[[Any], Batch],
+    options: Mapping[str, Any],
+) -> tuple[BatchConfig, dict[str, Decisions | Dialogues]]:
+    """What batches are made of where hidden states are stored, of each split, and how many of these make one."""
+    if cfg.model.freeze == TRUNK:
+        each: dict[str, Decisions | Dialogues] = {
+            split: Decisions(caches, split, picked.rows, picked.selected, **options) for split, picked in rows.items()
+        }
+        return replace(cfg.batch, dialogues=cfg.batch.decisions), each
+    return cfg.batch, {
+        split: Dialogues(caches, split, picked.rows, picked.chosen, together) for split, picked in rows.items()
+    }
+
+
+def _check(cfg: TrainConfig, parts: Sequence[Rows], encoder: Encoder) -> None:
+    """Refuse datasets of other tokens, or without what the algorithm reads."""
+    _check_paired(cfg, parts)
+    for part in parts:
+        part.check(encoder.vocab_size)
+        _check_behaviour(cfg, part)
 
 
 def _check_paired(cfg: TrainConfig, parts: Sequence[Rows]) -> None:
