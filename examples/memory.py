@@ -50,19 +50,33 @@ TASKS = {
 }
 
 
-def learn(folder: Path, name: str, history: str, seeds: str, short: bool) -> dict[str, Any]:
-    """Train a run a seed and play them together; the returns that eval.py found."""
-    task, runs = TASKS[name], folder / f"{name}-{history}"
+def learn(folder: Path, name: str, history: str, seeds: str, short: bool) -> None:
+    """Train a run a seed."""
+    task = TASKS[name]
     options = ["--config", f"examples/{task.env}_ilql.yaml", "--data.path", str(folder / f"data-{name}")]
-    options += [*task.options, "--data.history", history, "--seeds", seeds, "--output", str(runs)]
+    options += [
+        *task.options,
+        "--data.history",
+        history,
+        "--seeds",
+        seeds,
+        "--output",
+        str(folder / f"{name}-{history}"),
+    ]
     options += ["--steps", str(SHORT_STEPS)] if short else []
     log = folder / f"{name}-{history}.log"
     finish(command("train.py", *options, log=log), log)
-    output, log = folder / f"eval-{name}-{history}", folder / f"eval-{name}-{history}.log"
-    options = ["--env", task.env, "--episodes", str(8 if short else task.episodes), "--max-new-tokens", "1"]
+
+
+def play(folder: Path, name: str, history: str, seeds: str, short: bool) -> dict[str, Any]:
+    """The returns of the runs of a task and history, played together; greedily, since a policy that draws may be better
+    than any that does not."""
+    task, output = TASKS[name], folder / f"eval-{name}-{history}"
+    runs = [str(folder / f"{name}-{history}" / f"seed-{seed}") for seed in numbers(seeds)]
+    options = ["--env", task.env, "--episodes", str(8 if short else task.episodes), "--max-new-tokens", "1", "--greedy"]
     options += ["--beta", BETA, "--quiet", "--output", str(output)]
-    each = [str(runs / f"seed-{seed}") for seed in numbers(seeds)]
-    finish(command("eval.py", *each, *options, log=log), log)
+    log = output.with_suffix(".log")
+    finish(command("eval.py", *runs, *options, log=log), log)
     found: dict[str, Any] = json.loads((output / "eval.json").read_text())["rows"][0]["metrics"]["return"]
     return found
 
@@ -108,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         build = ["-m", "datasets_prep", *task.corpus, "--output", str(folder / f"data-{name}")]
         finish(command(*build, "--tokenizer", "word", "--turn-tokens", log=log), log)
         for history, best in task.best.items():
-            found = learn(folder, name, history, args.seeds, args.short)
+            learn(folder, name, history, args.seeds, args.short)
+            found = play(folder, name, history, args.seeds, args.short)
             rows.append({"task": name, "history": history, **found, "best": best})
             print(f"{name}, history {history}: {interval(found)}, best {best}", flush=True)
     (folder / "memory.json").write_text(
