@@ -104,6 +104,8 @@ def parse(words: list[str]) -> None:
         parsers[words[3]]().parse_args(words[4:])
     elif words[1:3] == ["-m", "benchmarks"]:
         benchmarks.parser().parse_args(words[3:])
+    elif words[1] == "-m" and words[2].startswith("examples."):
+        assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").is_file(), words
     else:
         assert words[1:3] == ["-m", "ilql.export"], words
         assert len(words) == 5

@@ -210,7 +210,7 @@ def test_a_divergence_from_the_prior_keeps_some_of_every_arm():
     """The optimum of E[r] - w KL(pi || p) is pi in proportion to p exp(r / w)."""
     mu, reward, weight = np.array([0.7, 0.2, 0.1]), np.array([1.0, 2.0, 3.0]), 0.7
     cfg = ppo.Config(gamma=1.0, baseline=1.5, clip=None, kl_weight=weight)
-    model = table_model(5, **model_fields(ppo, cfg), prior=True)
+    model = table_model(5, **model_fields(ppo, cfg))
     with torch.no_grad():
         for lm in (model.lm, model.prior):
             lm.out.weight[:, STATE] = torch.log(torch.tensor([1e-9, 1e-9, 0.3, 0.3, 0.4]))
