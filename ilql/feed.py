@@ -115,6 +115,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     mix = Mix(parts)
     algo = ALGOS[cfg.algo]
     step = mix.parts[0].manifest["step"]
+    _check_paired(cfg, parts)
     _check_step(cfg, parts[0])
     encoder = Encoder.from_folder(Path(cfg.data.path[0]) / "tokenizer")
     _check(cfg, parts, encoder)
@@ -149,6 +150,7 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
                 f"log.validate_every is set, but {cfg.data.path[0]} has no validation split; "
                 "set it to 0 or build the dataset with --validation"
             )
+        _check_paired(cfg, held.parts)
         _check(cfg, held.parts, encoder)
         longest = max(longest, *map(piece, held))
         rows["validation"] = select(held, cfg, "validation")
@@ -192,7 +194,6 @@ def _pools(
 
 def _check(cfg: TrainConfig, parts: Sequence[Rows], encoder: Encoder) -> None:
     """Refuse datasets of other tokens, or without what the algorithm reads."""
-    _check_paired(cfg, parts)
     for part in parts:
         part.check(encoder.vocab_size)
         _check_behaviour(cfg, part)
