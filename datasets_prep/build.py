@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,16 +148,21 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
     _judge(count, refused, reasons, examples, options)
     if not writers["train"].rows:
         raise InputError("no dialogue is left for train; look at --input, --validation and --max-length")
-    statistics: dict[str, Any] = {n: t.summary() for n, t in tallies.items() if writers[n].rows}
+    statistics = _statistics({n: t for n, t in tallies.items() if writers[n].rows}, encoder)
     statistics |= {"episodes_in": count, "rows_out": written, "rejected": refused, "rejected_reasons": dict(reasons)}
     if options.rewards:
         statistics["rewards"] = told
-    uses = sum((t.action_tokens for t in tallies.values()), Counter[int]())
-    statistics["action_tokens"] = {text: uses[i] for text, i in tk.action_tokens(encoder.tokenizer).items()}
     manifest = _manifest(part, options, encoder, writers, statistics, refused)
     manifest |= {"prefix": prefix} if prefix else {}
     (part / "manifest.json").write_text(schema.sealed(manifest), encoding="utf-8")
     return manifest
+
+
+def _statistics(tallies: Mapping[str, stats.Tally], encoder: Encoder) -> dict[str, Any]:
+    """What the splits hold, and how often each action token is used in all of them."""
+    uses = sum((tally.action_tokens for tally in tallies.values()), Counter[int]())
+    each: dict[str, Any] = {name: tally.summary() for name, tally in tallies.items()}
+    return each | {"action_tokens": {text: uses[i] for text, i in tk.action_tokens(encoder.tokenizer).items()}}
 
 
 def _splitter(options: Options) -> split.Splitter:

@@ -119,19 +119,14 @@ def read(cfg: TrainConfig, rank: int = 0, world: int = 1) -> Feed:
     _check_step(cfg, parts[0])
     encoder = Encoder.from_folder(Path(cfg.data.path[0]) / "tokenizer")
     _check(cfg, parts, encoder)
-    for part in parts:
-        if cfg.data.cache is not None:
-            part.refuse_prefix("data.cache")
+    if cfg.data.cache is not None:
+        _check_cacheable(cfg, parts)
     prepare = getattr(algo, "prepare", None)
     if prepare is not None:
-        if cfg.data.cache is not None:
-            raise InputError(f"data.cache holds rows as they are stored, and {cfg.algo} reads others; leave it out")
         prepare = partial(prepare, note=encoder.note, cfg=cfg.hyper)
         mix = Mix(parts, prepare)
     offered = getattr(algo, "OFFERED", False)
     if offered:
-        if cfg.data.cache is not None:
-            raise InputError(f"data.cache has no states of the proposals that {cfg.algo} reads; leave it out")
         actor.check(parts, cfg.algo, cfg.init_from)
     options = {
         "gamma": getattr(cfg.hyper, "gamma", 1.0),  # an algorithm without values has no discount, and reads none
@@ -197,6 +192,16 @@ def _check(cfg: TrainConfig, parts: Sequence[Rows], encoder: Encoder) -> None:
     for part in parts:
         part.check(encoder.vocab_size)
         _check_behaviour(cfg, part)
+
+
+def _check_cacheable(cfg: TrainConfig, parts: Sequence[Rows]) -> None:
+    """Refuse stored hidden states where the algorithm reads others than those of the rows as they are."""
+    for part in parts:
+        part.refuse_prefix("data.cache")
+    if hasattr(ALGOS[cfg.algo], "prepare"):
+        raise InputError(f"data.cache holds rows as they are stored, and {cfg.algo} reads others; leave it out")
+    if getattr(ALGOS[cfg.algo], "OFFERED", False):
+        raise InputError(f"data.cache has no states of the proposals that {cfg.algo} reads; leave it out")
 
 
 def _check_paired(cfg: TrainConfig, parts: Sequence[Rows]) -> None:

@@ -55,12 +55,6 @@ def propose_all(
         raise InputError(f"--max-new-tokens is {max_new_tokens}, but must be at least 1")
     parts = {split: Rows(dataset, split) for split in SPLITS}
     first = parts["train"]
-    first.refuse_prefix("annotate propose")
-    if first.manifest["step"] != "utterance":
-        raise InputError(
-            f"proposals are whole utterances, but {dataset} has {first.manifest['step']} steps; build it again: "
-            f"{rebuild(first, 'utterance')}"
-        )
     policy = _policy(Path(run), dataset, first)
     for rows in parts.values():
         rows.check(policy.encoder.vocab_size)
@@ -106,7 +100,13 @@ def _counts(every: Sequence[Any], found: Mapping[State, Any], ended: Mapping[Sta
 
 
 def _policy(run: Path, dataset: Path, rows: Rows) -> LMPolicy:
-    """The run's policy, whose tokens mean what the dataset's do."""
+    """The run's policy, which can speak in the dataset's states and whose tokens mean what the dataset's do."""
+    rows.refuse_prefix("annotate propose")
+    if rows.manifest["step"] != "utterance":
+        raise InputError(
+            f"proposals are whole utterances, but {dataset} has {rows.manifest['step']} steps; build it again: "
+            f"{rebuild(rows, 'utterance')}"
+        )
     policy = load_policy(run)
     if policy.model.config.control is not None:
         raise InputError(

@@ -1,6 +1,5 @@
 """Threads with scores: whose comments are actions, once each, what they are paid, and rejects."""
 
-import copy
 import json
 import math
 import re
@@ -13,6 +12,7 @@ from datasets_prep import reddit
 from datasets_prep.reddit import episodes
 from datasets_prep.rejects import Placed, Reject
 from ilql.types import AGENT, PARTNER, Episode, InputError, Turn
+from tests.prep.test_visdial import changed
 
 
 def raw_line() -> dict[str, Any]:
@@ -161,16 +161,7 @@ GOOD = thread(comment("a", "p", "bob", at=2000), comment("b", "a", "cid", at=300
     ],
 )
 def test_a_fault_costs_one_thread(tmp_path: Path, where: str, value: Any, field: str, reason: str) -> None:
-    bad: Any = copy.deepcopy(GOOD)
-    *path, last = where.split(".")
-    inner = bad
-    for key in path:
-        inner = inner[int(key)] if isinstance(inner, list) else inner[key]
-    if value is None:
-        del inner[last]
-    else:
-        inner[last] = value
-    *before, fault, after, again = read(tmp_path, GOOD, bad, GOOD)
+    *before, fault, after, again = read(tmp_path, GOOD, changed(GOOD, where, value), GOOD)
     assert [said(e) for e in before] == [said(e) for e in (after, again)] == ["T BOB-A=1", "T bob-a CID-B=1"]
     assert isinstance(fault, Reject)
     assert (fault.file, fault.line, fault.field) == ("threads.jsonl", 2, field)
