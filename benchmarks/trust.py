@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+
+import pyarrow as pa
 
 from benchmarks import build
 from benchmarks.dataset import byte_encoder, write
@@ -20,7 +24,12 @@ from benchmarks.report import Section
 from benchmarks.shapes import SMALL, dialogues
 from datasets_prep.build import Options
 from datasets_prep.build import build as build_dataset
-from ilql import atomic, checkpoint
+from datasets_prep.chat import file_parts
+from datasets_prep.forms import FORMS, Dialogue
+from datasets_prep.limits import check
+from datasets_prep.records import decode, once
+from datasets_prep.write import SplitWriter
+from ilql import checkpoint
 from ilql.config import TrainConfig, make_config
 from ilql.faults import bad_weight, sound_rewards
 from ilql.feed import read
@@ -94,21 +103,36 @@ def epoch(folder: Path, count: int) -> tuple[float, dict[str, float]]:
 
 
 def built(folder: Path, count: int) -> tuple[float, dict[str, float]]:
-    """Seconds of a build with a tokenizer that was trained before, and of the parts."""
+    """Seconds of a build with a tokenizer that was trained before, and of the parts that it waits for: not of the
+    digest of the log, which a thread makes while the dialogues are encoded."""
     log, first, out = folder / "log.jsonl", folder / "first", folder / "out"
     build.synthetic(log, count)
     build_dataset(Options("chat", first, [log], tokenizer="bpe:8192"))
     whole = clock(lambda: build_dataset(Options("chat", out, [log], tokenizer=str(first / "tokenizer"))))
-    paths = [log, *(path for path in sorted(out.rglob("*")) if path.is_file())]
-
-    def flush() -> None:
-        """Files that are on the disk by now: what is left is the asking; the writing is the build's in any case."""
-        for path in paths[1:]:
-            atomic.fsync(path)
-
+    parts = [[line for _, line in part.lines()] for part in file_parts([log])]
+    records = [[decode(FORMS[Dialogue][0], line) for line in lines] for lines in parts]
+    small = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".arrow"]
     steps: dict[str, Callable[[], object]] = {
-        "the digests of what is read and written": lambda: [sha256(path) for path in paths],
-        "asking for every file to be flushed": flush,
-        "every row looked at once more": lambda: look(out),
+        "digests of the small files": lambda: [sha256(path) for path in small],
+        "size and depth of every line": lambda: list(map(check, chain.from_iterable(parts))),
+        "fields given twice": lambda: [once(*pair) for pair in zip(records, parts, strict=True)],
     }
-    return whole, {name: clock(step, TIMES) for name, step in steps.items()}
+    found = {name: clock(step, TIMES) for name, step in steps.items()}
+    found["digest and flush of the rows"] = statistics.median(closed(out, folder / f"copy-{i}") for i in range(TIMES))
+    return whole, found
+
+
+def closed(dataset: Path, copy: Path) -> float:
+    """Seconds from the last row of a dataset on until its files are digested and on the disk."""
+    tables = [pa.ipc.open_stream(path.read_bytes()).read_all() for path in dataset.rglob("*.arrow")]
+    copy.mkdir()
+    writer = SplitWriter(copy, "train")
+    for table in tables:
+        for batch in table.to_batches():
+            writer.write(batch)
+
+    def close() -> None:
+        writer.close()
+        writer.digests()
+
+    return clock(close)

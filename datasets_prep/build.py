@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from datasets_prep import CORPORA, check, rewards, split, stats
 from datasets_prep import tokenizer as tk
+from datasets_prep.beside import beside
 from datasets_prep.chunks import chunks
 from datasets_prep.columns import Columns
 from datasets_prep.encode import Encoder
@@ -95,6 +96,7 @@ def _refuse(options: Options) -> None:
 
 
 def _fill(part: Path, options: Options) -> dict[str, Any]:
+    sources = beside(lambda: [{"name": path.name, "sha256": _digest(path)} for path in _sources(options)])
     source = Source(options.corpus, options.seed, options.corpus_options)
     tokenizer = _tokenizer(options, source)
     actions, words = turn_texts(options)
@@ -109,16 +111,7 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
     examples: dict[str, Reject] = {}
     splitter = _splitter(options)
     scales, told = _scales(options, source)
-    task = Task(
-        source=source,
-        tokenizer=str(part / "tokenizer"),
-        layout=encoder.layout if isinstance(encoder.layout, MarkLayout) else None,
-        step=options.step,
-        max_length=options.max_length,
-        overlong=options.overlong,
-        grouped=splitter.grouped,
-        scales=scales,
-    )
+    task = _task(part, options, source, encoder, splitter.grouped, scales)
     action_ids = list(tk.action_tokens(encoder.tokenizer).values())
     work = splitter.read(source.parts)
     with (
@@ -152,10 +145,30 @@ def _fill(part: Path, options: Options) -> dict[str, Any]:
     statistics |= {"episodes_in": count, "rows_out": written, "rejected": refused, "rejected_reasons": dict(reasons)}
     if options.rewards:
         statistics["rewards"] = told
-    manifest = _manifest(part, options, encoder, writers, statistics, refused)
+    manifest = _manifest(part, options, encoder, writers, statistics, refused) | {"sources": sources()}
     manifest |= {"prefix": prefix} if prefix else {}
     (part / "manifest.json").write_text(schema.sealed(manifest), encoding="utf-8")
     return manifest
+
+
+def _task(
+    part: Path,
+    options: Options,
+    source: Source,
+    encoder: Encoder,
+    grouped: bool,
+    scales: dict[str, rewards.Scale],
+) -> Task:
+    return Task(
+        source=source,
+        tokenizer=str(part / "tokenizer"),
+        layout=encoder.layout if isinstance(encoder.layout, MarkLayout) else None,
+        step=options.step,
+        max_length=options.max_length,
+        overlong=options.overlong,
+        grouped=grouped,
+        scales=scales,
+    )
 
 
 def _statistics(tallies: Mapping[str, stats.Tally], encoder: Encoder) -> dict[str, Any]:
@@ -274,14 +287,12 @@ def _manifest(
     refused: int,
 ) -> dict[str, Any]:
     """All that is known of the dataset, without paths, times or the number of workers."""
-    rows: dict[str, int | None] = {"rejected.jsonl": refused}
-    rows |= {f"tokenizer/{p.relative_to(part / 'tokenizer').as_posix()}": None for p in _files(part / "tokenizer")}
+    others: dict[str, int | None] = {"rejected.jsonl": refused}
+    others |= {f"tokenizer/{p.relative_to(part / 'tokenizer').as_posix()}": None for p in _files(part / "tokenizer")}
+    files = {name: {"sha256": schema.sha256(part / name), "rows": n} for name, n in others.items()}
     for writer in writers.values():
-        rows |= writer.files
-    sources = [*options.inputs, *(value for value in options.corpus_options.values() if isinstance(value, Path))]
+        files |= {name: {"sha256": digest, "rows": writer.files[name]} for name, digest in writer.digests().items()}
     validation = split.parse(options.validation)
-    if isinstance(validation, Path):
-        sources.append(validation)
     name = Path(options.tokenizer).resolve().name if Path(options.tokenizer).is_dir() else options.tokenizer
     if tk.is_trained_kind(options.tokenizer):
         name = options.tokenizer
@@ -302,7 +313,6 @@ def _manifest(
             "validation": _plain(str(validation) if isinstance(validation, split.Fold) else validation),
             **{key: _plain(value) for key, value in options.corpus_options.items()},
         },
-        "sources": [{"name": path.name, "sha256": _digest(path)} for path in sources],
         "tokenizer": {
             "name": name,
             "sha256": schema.folder_sha256(part / "tokenizer"),
@@ -310,8 +320,15 @@ def _manifest(
         },
         "package_version": package_version(),
         "statistics": statistics,
-        "files": {name: {"sha256": schema.sha256(part / name), "rows": n} for name, n in sorted(rows.items())},
+        "files": dict(sorted(files.items())),
     }
+
+
+def _sources(options: Options) -> list[Path]:
+    """All that is read."""
+    more = options.corpus_options.values()
+    validation = split.parse(options.validation)
+    return [path for path in (*options.inputs, *more, validation) if isinstance(path, Path)]
 
 
 def _files(folder: Path) -> list[Path]:
