@@ -65,6 +65,18 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     return tensors, documents
 
 
+def best_weights(folder: Path, step: int) -> dict[str, Tensor]:
+    """The weights of a run's best checkpoint, which nobody has looked at since it was made."""
+    path = folder / f"step-{step}"
+    try:
+        return load(path)[0]["model"]
+    except (sealed.Damaged, OSError) as error:
+        raise InputError(
+            f"{path} has the best weights and cannot be loaded ({error}); put it back, or let model/ have the last "
+            "weights: --resume --log.model last"
+        ) from None
+
+
 def steps(folder: Path) -> dict[int, Path]:
     """The checkpoints of a run by step, in rising order, whether valid or not."""
     found = {int(m[1]): p for p in folder.glob("step-*") if p.is_dir() and (m := _STEP.fullmatch(p.name))}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ilql import atomic
 from ilql.data import Batch
+from ilql.types import InputError
 
 FOLDER = "nonfinite"  # of a run: what its faulty steps read
 SHOWN = 20  # dialogues that a message names
@@ -45,13 +46,17 @@ def record(batch: Batch, losses: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def dump(run: Path, name: str, facts: Mapping[str, Any], batches: Iterable[Mapping[str, Any]]) -> Path:
-    """Keep them in a run folder as nonfinite/NAME.json; returns the file."""
+def dump(run: Path, name: str, facts: Mapping[str, Any], batches: Iterable[Mapping[str, Any]]) -> str:
+    """Keep them in a run folder as nonfinite/NAME.json; returns where, or why not, for the message that names them: a
+    full disk must not take its place."""
     path = run / FOLDER / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
     whole = {**{key: _plain(value) for key, value in facts.items()}, "batches": list(batches)}
-    atomic.write_text(path, json.dumps(whole, allow_nan=False) + "\n")
-    return path
+    try:
+        path.parent.mkdir(exist_ok=True)
+        atomic.write_text(path, json.dumps(whole, allow_nan=False) + "\n")
+    except (InputError, OSError) as error:
+        return f" (not kept: {error})"
+    return f" (kept in {path})"
 
 
 def _plain(value: Any) -> Any:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import platform
+import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,10 +59,11 @@ def check(cfg: TrainConfig, resume: bool, allow_inexact: bool) -> bool:
     return True
 
 
-def claim(run: Path, known: bool) -> IO[str]:
+def claim(run: Path, known: bool, begins: bool) -> IO[str]:
     """Make the folder if need be and lock it for this process; the lock falls with the process, however it ends.
 
-    known: what `check` found. A run that was begun by another process since then is refused.
+    known: what `check` found. begins: no checkpoint was there. A run of which another process made more since then is
+    refused.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -76,9 +80,20 @@ def claim(run: Path, known: bool) -> IO[str]:
     if not known and (run / "config.yaml").exists():
         lock.close()
         raise InputError(f"the run folder {run} exists; choose another --output, or continue it with --resume")
+    if begins and checkpoint.begun(run / "checkpoints"):
+        lock.close()
+        raise InputError(f"another process has trained in {run} since this one began; give the command again")
+    # What is forked from here on, such as workers that outlive a killed process for seconds, lets go of the lock.
+    os.register_at_fork(after_in_child=partial(_let_go, weakref.ref(lock)))
     atomic.sweep(run)
     atomic.sweep(run / "checkpoints")
     return lock
+
+
+def _let_go(lock: weakref.ref[IO[str]]) -> None:
+    held = lock()
+    if held is not None:
+        held.close()
 
 
 def describe(cfg: TrainConfig, manifests: Sequence[Mapping[str, Any]]) -> None:

@@ -67,14 +67,16 @@ class RunLog:
             path = folder / name
             path.touch()
             at = length if name == METRICS else _up_to(path, step)
-            if path.stat().st_size < at:
-                raise InputError(f"{path} is shorter than its checkpoint recorded ({at} bytes); start a new run")
+            if not _ends_a_line(path, at):
+                raise InputError(
+                    f"{path} lacks the {at} bytes of whole rows of its checkpoint; put it back, or start a new run"
+                )
             os.truncate(path, at)
             self.files[name] = path.open("ab", buffering=0)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # only where it is asked for
 
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def length(self) -> int:
         """Bytes of metrics.jsonl after flushing everything to the disk: what a checkpoint records."""
@@ -115,6 +117,12 @@ class RunLog:
             file.close()
         if self.board is not None:
             self.board.close()
+
+
+def _ends_a_line(path: Path, at: int) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, at - 1))
+        return not at or file.read(1) == b"\n"
 
 
 def _up_to(path: Path, step: int) -> int:

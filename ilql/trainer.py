@@ -31,6 +31,7 @@ from ilql.runlog import RunLog
 from ilql.signals import SIGNALS, Listener, Stopped, Unfinished
 from ilql.stepper import Gradient, Stepper
 from ilql.stream import Taken, divided, stream
+from ilql.types import InputError
 
 
 def train(cfg: TrainConfig, *, resume: bool = False, allow_inexact: bool = False) -> Path:
@@ -56,12 +57,11 @@ def train(cfg: TrainConfig, *, resume: bool = False, allow_inexact: bool = False
     if begins:
         feed.check_trunk(model, cfg)
     accelerator.wait_for_everyone()  # nobody makes the folder before all have looked for it
-    lock = runfolder.claim(Path(cfg.output), known) if accelerator.is_main_process else None
+    lock = runfolder.claim(Path(cfg.output), known, begins) if accelerator.is_main_process else None
     try:
         run = Run(cfg, accelerator, feed, model)
         if not begins:
-            if not run.restore(allow_inexact) and cfg.init_from:
-                run.say(warmstart.load(model, Path(cfg.init_from)))
+            run.restore(allow_inexact)
             feed.check_trunk(model, cfg)
         if accelerator.is_main_process:
             runfolder.describe(cfg, feed.manifests)
@@ -104,12 +104,14 @@ class Run:
         source = stream(self.feed, progress, cfg.batch.workers)
         try:
             with self.listener:
-                while progress.step < cfg.steps or progress.reported < progress.step:
+                while True:  # a signal that comes while the last step is saved is answered too
                     if self.asked():
                         self.halt(log)
                     if progress.reported < progress.step:
                         self.conclude(log)
                         continue
+                    if progress.step >= cfg.steps:
+                        break
                     total = self.step([next(source) for _ in range(cfg.batch.accumulate)])
                     if total is not None:
                         bar.update()
@@ -192,19 +194,17 @@ class Run:
     def refuse(self, batches: list[Batch], found: Gradient, fault: tuple[str, float]) -> None:
         """Leave a window out where that is allowed, else raise TrainingError; either way the dialogues of the
         micro-batches at fault are named and kept."""
-        step, progress = self.progress.step, self.progress
-        name, value = fault
+        step, progress, (name, value) = self.progress.step, self.progress, fault
         pairs = list(zip(batches, found.terms, strict=True))
         bad = [(b, t) for b, t in pairs if not (faults.sound_rewards(b) and all(x.isfinite() for x in t.values()))]
         kept = gather_object([faults.record(b, t) for b, t in bad])
         kept = kept or gather_object([faults.record(b, t) for b, t in pairs])
         ids = [i for batch in kept for i in batch["dialogues"]]
         said = f"step {step}: {name} is {value} on dialogues {faults.names(ids)}"
+        self.stepper.forget()
         if self.main:
             facts = {"step": step, "what": name, "value": value}
-            path = faults.dump(self.folder, f"step-{step}-{progress.skipped}", facts, kept)
-            said += f" (kept in {path})"
-        self.stepper.forget()
+            said += faults.dump(self.folder, f"step-{step}-{progress.skipped}", facts, kept)
         if found.weight is not None or progress.skipped >= self.cfg.skip_nonfinite:
             raise TrainingError(
                 f"{said}; the weights are as before this step: look at these dialogues' rewards, lower optim.lr or "
@@ -310,31 +310,32 @@ class Run:
             atomic.write_text(self.folder / "best.json", json.dumps(best) + "\n")
         checkpoint.prune(self.folder / "checkpoints", self.cfg.log.keep, None if best is None else int(best["step"]))
 
-    def restore(self, allow_inexact: bool) -> bool:
-        """Go back to the newest valid checkpoint; False where there is none, and the run begins anew."""
+    def restore(self, allow_inexact: bool) -> None:
+        """Go back to the newest valid checkpoint. Raises InputError, with nothing changed, where there is none."""
         path, skipped = checkpoint.latest(self.folder / "checkpoints")
         for bad, reason in skipped.items():
             self.say(f"skipped {bad}: {reason}")
+        if path is None:
+            raise InputError(
+                f"no checkpoint of {self.folder} is valid; put a whole copy of one back, or choose another --output"
+            )
         self.accelerator.wait_for_everyone()
         if self.main:
             checkpoint.set_aside(skipped)
-        if path is None:
-            self.say(f"{self.folder} has no valid checkpoint; it begins anew")
-            return False
         tensors, documents = checkpoint.load(path)
         trainer = documents["trainer"]
-        progress = Progress.read(trainer, str(path))
+        self.progress = Progress.read(trainer, str(path))
         inexact = runfolder.check_environment(trainer["environment"], self.environment, allow_inexact)
         if inexact:
             self.say(f"not bit-identical to an uninterrupted run: {inexact}")
         checkpoint.load_model(self.model, tensors["model"])
         checkpoint.load_optimizer(self.stepper.optimizer, self.stepper.names, tensors["optimizer"])
-        self.progress = progress
         self.length = int(trainer["metrics"])
         states = documents["random"]
         checkpoint.set_random_states(states[self.accelerator.process_index % len(states)])
+        if self.main:  # a kill may have come between the checkpoint and what follows it
+            self.tidy()
         self.say(f"continues from {path}")
-        return True
 
     def finish(self) -> None:
         """Write `model/` with the last weights, or the best."""
@@ -343,7 +344,7 @@ class Run:
         best = self.progress.best
         reports = dict(self.progress.reports)
         if self.cfg.log.model == "best" and best is not None:
-            tensors, _ = checkpoint.load(self.folder / "checkpoints" / f"step-{int(best['step'])}")
-            checkpoint.load_model(self.model, tensors["model"])
+            weights = checkpoint.best_weights(self.folder / "checkpoints", int(best["step"]))
+            checkpoint.load_model(self.model, weights)
             reports = dict(best)
         runfolder.export(self.cfg, self.model, self.feed.encoder.tokenizer, self.feed.manifests, reports)

@@ -65,6 +65,17 @@ def test_so_many_windows_are_left_out_and_counted(
     assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
 
 
+def test_a_full_disk_does_not_take_the_place_of_what_was_at_fault(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = break_losses(monkeypatch, {1})
+    monkeypatch.setattr("ilql.faults.FOLDER", "config.yaml")  # where no folder can be made
+    with pytest.raises(TrainingError) as caught:
+        train(config(data, tmp_path / "run", "bc"))
+    assert f"bc is nan on dialogues {', '.join(seen[0])} (not kept: " in str(caught.value)
+    assert "config.yaml" in str(caught.value)
+
+
 def test_a_window_that_is_left_out_moves_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights are those of a run that never saw it: its first step is that of the second window."""
     cfg = config(data, tmp_path / "run", "bc", steps=1, skip_nonfinite=1)

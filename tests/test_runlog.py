@@ -47,8 +47,33 @@ def test_a_half_line_of_seconds_is_cut_off_even_behind_the_checkpoint(tmp_path: 
 def test_a_log_that_was_cut_by_others_is_refused(tmp_path: Path) -> None:
     length = write(tmp_path, [1, 2])
     (tmp_path / METRICS).write_bytes(b"")
-    with pytest.raises(InputError, match=rf"metrics\.jsonl is shorter than its checkpoint recorded \({length} bytes\)"):
+    match = rf"metrics\.jsonl lacks the {length} bytes of whole rows of its checkpoint; put it back"
+    with pytest.raises(InputError, match=match):
         RunLog(tmp_path, length=length, step=2)
+
+
+def test_a_log_that_was_edited_is_not_cut_within_a_row(tmp_path: Path) -> None:
+    length = write(tmp_path, [1, 2])
+    path = tmp_path / METRICS
+    path.write_text(" " + path.read_text() + "more")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=rf"lacks the {length} bytes of whole rows"):
+        RunLog(tmp_path, length=length, step=2)
+    assert path.read_bytes() == before
+
+
+def test_tensorboard_shows_no_row_twice(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    length = 0
+    for steps in ([1, 2, 3], [2, 3, 4]):  # the second goes on from the checkpoint of step 1
+        log = RunLog(tmp_path, length=length, step=steps[0] - 1, tensorboard=True)
+        for step in steps:
+            log.metrics(row(step))
+            length = length or log.length()
+        log.close()
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in shown.Scalars("step")] == [1, 2, 3, 4]
 
 
 def test_a_full_disk_names_the_log_and_the_bytes(tmp_path: Path) -> None:

@@ -63,6 +63,27 @@ def test_a_signal_in_a_step_ends_the_step_and_saves(
     same(whole, tmp_path / "part")
 
 
+def test_a_signal_while_the_last_step_is_saved_ends_it_all(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(dump(config(data, tmp_path / "runs", **OPTIONS)))
+    real = Run.save
+
+    def meanwhile(self: Run, log: Any) -> None:
+        if self.progress.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self, log)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", meanwhile)
+        assert train_main(["--config", str(path), "--seeds", "0-1"]) == 143
+    assert [run.name for run in (tmp_path / "runs").iterdir()] == ["seed-0"], "another one was begun"
+    assert not (tmp_path / "runs" / "seed-0" / "model").exists()
+    assert train_main(["--config", str(path), "--seeds", "0-1"]) == 0
+    same(train(config(data, tmp_path / "whole", **OPTIONS)), tmp_path / "runs" / "seed-0")
+
+
 def test_a_signal_breaks_off_a_validation_which_is_done_again(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -312,6 +312,55 @@ def test_a_damaged_checkpoint_is_passed_over(
     same(whole, tmp_path / "part")
 
 
+def test_where_no_checkpoint_is_valid_nothing_is_begun_or_changed(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = config(data, tmp_path / "run", steps=2, log={"checkpoint_every": 1})
+    run = train(cfg)
+    os.truncate(run / "checkpoints/step-1/random.json", 9)
+    (run / "checkpoints/step-2/manifest.json").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"no checkpoint of \S+run is valid; put a whole copy of one back, or"):
+        train(cfg, resume=True)
+    said = capsys.readouterr().err
+    assert "step-1: random.json has 9 bytes instead of" in said
+    assert "step-2: manifest.json is missing" in said
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_best_checkpoint_that_is_damaged_is_named(data: Path, tmp_path: Path) -> None:
+    log = {"every": 1, "validate_every": 1, "checkpoint_every": 1, "model": "best"}
+    cfg = config(data, tmp_path / "run", "bc", steps=12, optim={"lr": 0.05}, log=log)
+    best = json.loads((train(cfg) / "best.json").read_text())["step"]
+    assert best < 11, "the premise of this test"
+    os.truncate(tmp_path / f"run/checkpoints/step-{best}/model.safetensors", 9)
+    with pytest.raises(InputError, match=rf"step-{best} has the best weights and cannot be loaded .*--log.model last"):
+        train(cfg, resume=True)
+    last = replace(cfg, log=replace(cfg.log, model="last"))
+    exported = checkpoint.model_tensors(AutoModelForCausalLM.from_pretrained(train(last, resume=True) / "model"))
+    assert all(torch.equal(exported[name], tensor) for name, tensor in weights(tmp_path / "run").items())
+
+
+def test_a_kill_right_behind_the_last_checkpoint(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**LONG, "steps": 8}  # whose last validation is the best
+    whole = train(config(data, tmp_path / "whole", **options))
+    assert json.loads((whole / "best.json").read_text())["step"] == 8, "the premise of this test"
+    cfg = config(data, tmp_path / "part", **options)
+    real = Run.tidy
+
+    def dying(self: Run) -> None:
+        if self.progress.step == 8:
+            raise KeyboardInterrupt
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "tidy", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(cfg)
+    train(cfg, resume=True)
+    same(whole, tmp_path / "part")
+
+
 def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path) -> None:
     cfg = config(data, tmp_path / "run", **LONG)
     run = train(cfg)
@@ -390,12 +439,36 @@ def test_a_second_process_on_the_folder_is_refused(data: Path, tmp_path: Path, m
         with pytest.raises(InputError, match="another process is training in"):
             train(cfg, resume=True)
         with pytest.raises(InputError, match="another process"):
-            runfolder.claim(tmp_path / "run", known=False)
+            runfolder.claim(tmp_path / "run", known=False, begins=True)
         return real(self, window)
 
     monkeypatch.setattr(Run, "step", meanwhile)
     train(cfg)
     assert len(rows(tmp_path / "run")) == 2
+
+
+def test_a_run_that_another_process_went_on_with_meanwhile_is_not_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-4").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"another process has trained in .* since this one began; give the command"):
+        runfolder.claim(tmp_path, known=True, begins=True)
+    runfolder.claim(tmp_path, known=True, begins=False).close()
+
+
+def test_forked_processes_do_not_hold_the_lock(tmp_path: Path) -> None:
+    """Workers live on for seconds when their parent is killed, and a run must go on at once."""
+    lock = runfolder.claim(tmp_path, known=False, begins=True)
+    read, write = os.pipe()
+    if not (pid := os.fork()):
+        os.write(write, b"x")
+        time.sleep(60)
+        os._exit(0)
+    assert os.read(read, 1) == b"x"
+    lock.close()
+    try:
+        runfolder.claim(tmp_path, known=False, begins=True).close()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 # ---- what is kept ----------------------------------------------------------------------------------------------------
