@@ -20,7 +20,7 @@ import pyarrow as pa
 from datasets_prep import limits
 from ilql.types import InputError
 
-GZIP, ZSTD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+GZIP, ZSTD, PARQUET, ENCRYPTED = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"PARE"
 ARCHIVES = (b"BZh", b"\xfd7zX", b"PK\x03\x04")  # bzip2, xz, zip
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 PIECE = 2**20  # bytes read at a time
@@ -55,6 +55,8 @@ def beginning(path: Path) -> bytes:
     """The first four bytes, compressed or not. InputError for a folder and for a file that may not be read."""
     if path.is_dir():
         raise InputError(f"{path} is a folder; give its files")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a pipe or a device, and is read more than once; write it to a file first")
     try:
         with path.open("rb") as file:
             return file.read(4)
@@ -74,6 +76,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     InputError where it cannot be read or is of a form that is not, and inside the block where it is cut short.
     """
     begins = beginning(path)
+    if begins == ENCRYPTED:
+        raise InputError(f"{path} is an encrypted Parquet file; write it without encryption")
     if begins.startswith(ARCHIVES):
         raise InputError(f"{path} is compressed in a form that is not read; unpack it, or pack it with gzip or zstd")
     if begins.startswith(UTF16):

@@ -6,6 +6,7 @@ refused for its whole column.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from datasets_prep import limits
 from datasets_prep.limits import DEPTH, LINE
+from datasets_prep.pages import unpacked
 from ilql.types import InputError
 
 ROWS = 256  # read at a time
@@ -27,7 +29,9 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} is no whole Parquet file, perhaps it was cut short ({reason})") from None
 
@@ -40,32 +44,55 @@ def columns(path: Path) -> list[str]:
 
 def lines(path: Path) -> Iterator[tuple[bytes, int]]:
     """A line for each row, in order, and its size; of a row that is too long, blanks that are. InputError for a damaged
-    file, for a column that has no JSON, and where decompression makes far more of the file than it is."""
+    file, for a column that has no JSON or comes twice, and where far more is made of the file than it is."""
+    packed, made = path.stat().st_size, 0
     with _opened(path) as file:
+        _once(path, file.schema_arrow.names)
         for field in file.schema_arrow:
             _check(path, field.name, field.type)
-        for batch in file.iter_batches(_rows(path, file.metadata)):
+        for batch in file.iter_batches(_rows(path, packed)):
             if batch.num_rows == 1 and batch.nbytes > LINE:
                 yield b" " * (LINE + 1), LINE + 1
                 continue
-            for row in batch.to_pylist():
-                line = json.dumps(_bare(row), ensure_ascii=False).encode() + b"\n"
+            for line in _lines(batch):
+                made += len(line)
+                limits.refuse_bomb(path, packed, made)
                 yield line[: LINE + 1], min(len(line), LINE + 1)
 
 
-def _rows(path: Path, about: pq.FileMetaData) -> int:
+def _lines(batch: pa.RecordBatch) -> Iterator[bytes]:
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError:
+        if batch.num_rows > 1:  # each by itself, since one costs no other
+            for k in range(batch.num_rows):
+                yield from _lines(batch.slice(k, 1))
+        else:
+            yield b'{"id": "\xff"}\n'  # what a line of JSON would be that is no UTF-8 either
+        return
+    for row in rows:
+        yield json.dumps(_bare(row), ensure_ascii=False).encode() + b"\n"
+
+
+def _rows(path: Path, packed: int) -> int:
     """How many rows are read at a time. A value that stands in a column's dictionary once may be that of every row, so
     as many as would fit if each were the whole column chunk. InputError for a file that is a bomb."""
-    groups = [about.row_group(k) for k in range(about.num_row_groups)]
-    unpacked = [group.column(k).total_uncompressed_size for group in groups for k in range(group.num_columns)]
-    limits.refuse_bomb(path, path.stat().st_size, sum(unpacked))
-    return max(1, min(ROWS, HOLD // max(1, *unpacked, 1)))
+    sizes = unpacked(path)
+    limits.refuse_bomb(path, packed, sum(sizes))
+    return max(1, min(ROWS, HOLD // max(1, *sizes, 1)))
+
+
+def _once(path: Path, names: list[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"{path}: the column {limits.said(twice[0])} is there twice; leave one out")
 
 
 def _check(path: Path, name: str, kind: pa.DataType, depth: int = 0) -> None:
     if depth > DEPTH:
         raise InputError(f"{path}: the column {name.partition('.')[0]} is {limits.TOO_DEEP}")
     if pa.types.is_struct(kind):
+        _once(path, [f"{name}.{field.name}" for field in kind])
         for field in kind:
             _check(path, f"{name}.{field.name}", field.type, depth + 1)
     elif any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):

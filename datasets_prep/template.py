@@ -10,13 +10,13 @@ ever spans two of them, and a state's tokens are a prefix of the row's tokens by
 
 from __future__ import annotations
 
+import datetime
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import jinja2
 import numpy as np
 from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -28,7 +28,8 @@ from datasets_prep.talks import Talks
 from ilql.types import InputError, Turn
 
 PROBE = (Turn("user", "one"), Turn("assistant", "probe"), Turn("user", "two"), Turn("assistant", "probe"))
-DATE = "26 Jul 2024"  # for templates that print today's date: the same logs give the same tokens on every day
+TODAY = datetime.date(2024, 7, 26)  # for templates that print it: the same logs give the same tokens on every day
+_now = re.compile(r"""\bstrftime_now\(\s*(?:'([^'\\]*)'|"([^"\\]*)")\s*\)""")
 NO_END = "no special token ends an agent's turn, so no policy could learn to stop"
 CALL = {"type": "function", "id": "call00001", "function": {"name": "probe", "arguments": {"a": "b"}}}
 
@@ -41,8 +42,8 @@ class TemplateLayout:
         self._tokenizer, self._actions = tokenizer, actions
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         try:
-            self._template: str = tokenizer.get_chat_template()
-        except ValueError as error:
+            self._template = _undated(tokenizer.get_chat_template())
+        except (ValueError, TypeError) as error:
             raise InputError(f"tokenizer {name!r} has no usable chat template ({error})") from None
         self._backend = Tokenizer.from_str(tk.backend_without(tokenizer, actions.values()))
         known = [t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if t is not None]
@@ -190,10 +191,10 @@ class TemplateLayout:
                 tools=list(tools) if tools else None,
                 chat_template=self._template,
                 add_generation_prompt=prompt,
-                date_string=DATE,
+                date_string=TODAY.strftime("%d %b %Y"),
                 **self._tokenizer.special_tokens_map,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, RecursionError) as error:
+        except Exception as error:  # a template is a program, and can fail like any
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise Reject("", 0, "messages", f"the chat template refuses this dialogue ({reason})") from None
         return str(rendered[0][0])
@@ -222,6 +223,11 @@ class TemplateLayout:
             return self._backend.encode(piece, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError):  # what the tokenizers library raises for it
             raise Reject("", 0, "content", "a lone surrogate, which is no Unicode text") from None
+
+
+def _undated(template: str) -> str:
+    """A template with a day of its own in the place of today's."""
+    return _now.sub(lambda call: repr(TODAY.strftime(call[1] or call[2] or "")), template)
 
 
 def _message(turn: Turn) -> dict[str, Any]:

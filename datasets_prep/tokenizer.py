@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from datasets_prep import stranger
 from ilql.types import InputError
 
 if TYPE_CHECKING:  # importing it takes seconds, which a worker that only writes tokens does not have to wait
@@ -24,8 +25,6 @@ if TYPE_CHECKING:  # importing it takes seconds, which a worker that only writes
 BOS, PAD, UNK, END = "<|bos|>", "<|pad|>", "<|unk|>", "<|end|>"
 ROLES = ("system", "user", "assistant", "tool")
 MARKS = {role: f"<|{role}|>" for role in ROLES}
-LARGEST, LONGEST = 2**28, 5000  # bytes of a stranger's tokenizer.json, and of a pattern in it
-_PATTERN = re.compile(rb'"Regex"\s*:\s*"((?:[^"\\]|\\.)*+)"', re.DOTALL)
 TURN_FORMAT = "ilql"  # the value of `turn_format`: turns are written as mark, content, END
 
 # Words are letters and digits, joined inside by ' - _ =, with the space before them; <tag>s are words too. Everything
@@ -132,20 +131,6 @@ def _byte_letters() -> list[str]:
     return [chr(byte if byte in printing else next(others)) for byte in range(256)]
 
 
-def _refuse_patterns(path: Path) -> None:
-    """InputError for a tokenizer.json of a folder that is too large, or has patterns so long that to compile one may
-    take all memory."""
-    if not path.is_file():
-        return
-    if path.stat().st_size > LARGEST:
-        raise InputError(f"{path} has more than {LARGEST:,} bytes, as no tokenizer has")
-    for pattern in _PATTERN.finditer(path.read_bytes()):
-        if len(pattern[1]) > LONGEST:
-            raise InputError(
-                f"{path} has a pattern of {len(pattern[1]):,} characters, but at most {LONGEST:,} are read"
-            )
-
-
 def load(name: str) -> Any:
     """The tokenizer of a local folder or a hub name.
 
@@ -154,14 +139,12 @@ def load(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    _refuse_patterns(Path(name) / "tokenizer.json")
+    stranger.check(Path(name) / "tokenizer.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RecursionError) as error:
+    except BaseException as error:  # tokenizers raises Exception itself, and where it panics not even that
         kind = "folder" if Path(name).exists() else "local folder or a tokenizer on the hub that can be reached"
-        lines = str(error).strip().splitlines()
-        reason = lines[0][:200] if lines else type(error).__name__
-        raise InputError(f"--tokenizer {name!r} is no {kind} with a loadable tokenizer ({reason})") from None
+        raise InputError(f"--tokenizer {name!r} is no {kind} with a loadable tokenizer ({_reason(error)})") from None
     if tokenizer.init_kwargs.pop("auto_map", None):
         said = "tokenizer_config.json names code of its own (auto_map), which is never run"
         warnings.warn(f"{name}: {said}", stacklevel=2)
@@ -173,7 +156,33 @@ def load(name: str) -> Any:
         tokenizer.init_kwargs.pop(how, None)
     if turn_format(tokenizer) != TURN_FORMAT and not tokenizer.chat_template:
         _adopt(tokenizer)
+    _refuse_halves(tokenizer, name)
     return tokenizer
+
+
+def _refuse_halves(tokenizer: Any, name: str) -> None:
+    """InputError for a tokenizer that says of itself what it does not hold, or that cannot write every text."""
+    actions = tokenizer.init_kwargs.get("action_tokens") or {}
+    if not isinstance(actions, dict) or not all(isinstance(text, str) for pair in actions.items() for text in pair):
+        raise InputError(f"--tokenizer {name!r}: its action_tokens are no texts; build the dataset again")
+    backend = tokenizer.backend_tokenizer
+    needed = [*actions.values(), *([END, *MARKS.values()] if turn_format(tokenizer) == TURN_FORMAT else [])]
+    missing = next((token for token in needed if backend.token_to_id(token) is None), None)
+    if missing is None and turn_format(tokenizer) == TURN_FORMAT and tokenizer.bos_token_id is None:
+        missing = "bos_token"
+    if missing is not None:
+        raise InputError(f"--tokenizer {name!r} has no token {missing!r}, which its config names; copy it again")
+    try:
+        backend.encode("a \N{SNOWMAN}\U000f1234", add_special_tokens=False)
+    except BaseException as error:
+        raise InputError(f"--tokenizer {name!r} cannot write every text ({_reason(error)}); use another") from None
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what a library says against a file; raises what is no word of a library."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _adopt(tokenizer: Any) -> None:

@@ -13,6 +13,7 @@ ENCODE = tuple(
         "rejects",
         "limits",
         "talks",
+        "stranger",
         "tokenizer",
         "check",
         "pieces",

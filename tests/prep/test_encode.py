@@ -241,6 +241,18 @@ def test_a_template_that_cannot_serve_is_refused_by_name(template: str, tmp_path
         Encoder.from_folder(folder)
 
 
+@pytest.mark.parametrize("fault", ["{{ 1 // 0 }}", "{{ range(10 ** 9) }}", "{{ 'x' * 10 ** 18 }}", "{% break %}"])
+def test_a_template_that_fails_as_a_program_does_is_refused(fault: str) -> None:
+    with pytest.raises(InputError, match="the chat template refuses this dialogue"):
+        Encoder(others.chatml(fault + others.CHATML))
+
+
+def test_a_template_that_tells_the_date_tells_the_same_every_day() -> None:
+    encoder = Encoder(others.chatml("{{ strftime_now('%d %b %Y') }}" + others.CHATML))
+    tokens, _ = encoder.state([Turn("user", "hi")])
+    assert encoder.tokenizer.decode(tokens[1:]).startswith("26 Jul 2024<|im_start|>")
+
+
 def test_a_tokenizer_without_a_template_gets_our_marks(tmp_path: Path) -> None:
     plain = others.stranger(None, ["<|endoftext|>"], eos_token="<|endoftext|>", bos_token="<|endoftext|>")
     size = len(plain)

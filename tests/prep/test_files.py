@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -148,3 +149,12 @@ def test_a_file_of_another_corpus_is_named(tmp_path: Path) -> None:
     path.write_text("what is this?")
     for name in CORPORA:
         refuse_others(path, name)
+
+
+@pytest.mark.parametrize("corpus", ["chat", "casino", "reddit"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, corpus: str) -> None:
+    """A pipe that nobody writes to, and a device without an end."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(InputError, match="is a pipe or a device"):
+            list(CORPORA[corpus].episodes([path], seed=0))

@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.parquet.encryption import CryptoFactory, EncryptionConfiguration, KmsClient, KmsConnectionConfig
 
 from datasets_prep import chat, split
 from datasets_prep.encode import Encoder
 from datasets_prep.layout import called
+from datasets_prep.records import NOT_UTF8
 from datasets_prep.rejects import Reject
 from datasets_prep.work import Source
 from ilql.types import Episode, InputError, Turn
@@ -312,6 +315,10 @@ def test_faults_of_rows_are_rejects(tmp_path: Path) -> None:
             r"the column rewards\[\] is duration",
         ),
         (
+            {"prompt": ["a"], "completion": ["b"], "meta": pa.StructArray.from_arrays([pa.array([1])] * 2, ["k", "k"])},
+            r"the column meta\.k is there twice",
+        ),
+        (
             {"prompt": pa.array([], pa.string()), "completion": pa.array([], pa.string())},
             "is empty: it holds no dialogue",
         ),
@@ -330,3 +337,41 @@ def test_a_table_cut_short_is_an_error(tmp_path: Path) -> None:
         path.write_bytes(broken)
         with pytest.raises(InputError, match=r"log\.parquet is no whole Parquet file"):
             list(chat.episodes([path]))
+
+
+def test_a_column_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
+    texts, rewards = pa.array(["a"]), pa.array([1.0])
+    names = ["prompt", "completion", "reward", "reward"]
+    pq.write_table(pa.Table.from_arrays([texts, texts, rewards, rewards], names), tmp_path / "log")
+    with pytest.raises(InputError, match="the column reward is there twice"):
+        list(chat.episodes([tmp_path / "log"]))
+
+
+def test_a_row_that_is_no_utf8_costs_itself(tmp_path: Path) -> None:
+    offsets, data = np.array([0, 1, 3, 4], np.int32), b"a\xff\xfeb"
+    texts = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(data)])
+    found = list(chat.episodes([table(tmp_path, prompt=texts, completion=["x"] * 3)]))
+    assert [x.turns[0].text if isinstance(x, Episode) else (x.line, x.reason) for x in found] == [
+        "a",
+        (2, NOT_UTF8),
+        "b",
+    ]
+
+
+def test_an_encrypted_table_is_an_error(tmp_path: Path) -> None:
+    """One with a footer to be read: PyArrow ends the process where it is asked how large its columns are."""
+
+    class Keys(KmsClient):
+        def wrap_key(self, key: bytes, name: str) -> bytes:
+            return key
+
+    factory = CryptoFactory(lambda _: Keys())
+    columns = {"k": ["prompt", "completion"]}
+    found = pa.table({"prompt": ["a"], "completion": ["b"]})
+    for plain in (True, False):
+        how = EncryptionConfiguration("k", column_keys=columns, plaintext_footer=plain, double_wrapping=False)
+        keys = factory.file_encryption_properties(KmsConnectionConfig(), how)
+        with pq.ParquetWriter(tmp_path / "log", found.schema, encryption_properties=keys) as to:
+            to.write_table(found)
+        with pytest.raises(InputError, match="encrypted"):
+            list(chat.episodes([tmp_path / "log"]))

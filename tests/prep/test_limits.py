@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets_prep import chat, deal_or_no_deal, limits, lines, parquet, reddit
+from datasets_prep import chat, deal_or_no_deal, limits, lines, pages, parquet, reddit
 from datasets_prep.records import parse
 from datasets_prep.rejects import SAID, Reject
 from ilql.types import Episode, InputError
@@ -101,6 +101,53 @@ def test_a_parquet_bomb_is_refused(tmp_path: Path) -> None:
         list(chat.episodes([tmp_path / "log"]))
 
 
+def test_a_parquet_bomb_whose_footer_belittles_it_is_refused(tmp_path: Path) -> None:
+    """What counts is what its pages say, which is what they are unpacked to."""
+    path, texts = tmp_path / "log", pa.array(["x" * 2**20] * 100)
+    table = pa.table({"prompt": texts, "completion": texts})
+    pq.write_table(table, path, use_dictionary=False, compression="zstd", write_statistics=False)
+    group, data = pq.read_metadata(path).row_group(0), path.read_bytes()
+    for size in {group.total_byte_size, *(group.column(k).total_uncompressed_size for k in range(2))}:
+        old = _varint(2 * size)
+        assert old in data
+        data = data.replace(old, bytes([*(b | 128 for b in _varint(2 * 1000)), *[128] * (len(old) - 3), 0]))
+    path.write_bytes(data)
+    group = pq.read_metadata(path).row_group(0)
+    assert group.total_byte_size == group.column(0).total_uncompressed_size == 1000
+    with pytest.raises(InputError, match="log unpacks to more than 200 times"):
+        list(chat.episodes([path]))
+
+
+def _varint(number: int) -> bytes:
+    return bytes([number & 127 | 128]) + _varint(number >> 7) if number > 127 else bytes([number])
+
+
+def test_rows_of_nothing_are_no_file_of_their_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "FREE", 2**20)
+    pq.write_table(pa.table({"prompt": ["x" * 200] * 20_000, "completion": [None] * 20_000}), tmp_path / "log")
+    with pytest.raises(InputError, match="log unpacks to more than 200 times"):
+        list(chat.episodes([tmp_path / "log"]))
+
+
+def test_what_is_said_to_be_unpacked_is(tmp_path: Path) -> None:
+    table = pa.table({"a": list(range(5000)), "b": [[str(k % 9), None] for k in range(5000)], "c": [{"d": 0.5}] * 5000})
+    options: list[dict[str, Any]] = [
+        {},
+        {"compression": "zstd", "row_group_size": 999, "write_page_checksum": True},
+        {"use_dictionary": False, "data_page_size": 500, "compression": "none"},
+        {"data_page_version": "2.0", "write_page_index": True},
+    ]
+    for how in options:
+        pq.write_table(table, tmp_path / "log", **how)
+        about = pq.read_metadata(tmp_path / "log")
+        columns = [about.row_group(g).column(k) for g in range(about.num_row_groups) for k in range(3)]
+        assert (tmp_path / "log").stat().st_size > 0
+        found = pages.unpacked(tmp_path / "log")
+        assert len(found) == len(columns)
+        for size, column in zip(found, columns, strict=True):  # these sizes count the pages' headers too
+            assert 0.8 * column.total_uncompressed_size - 100 < size < column.total_uncompressed_size
+
+
 def test_one_text_for_every_row_of_a_table_is_read_in_small_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +157,7 @@ def test_one_text_for_every_row_of_a_table_is_read_in_small_parts(
     pq.write_table(table, tmp_path / "log", compression="none", store_schema=False)
     assert (tmp_path / "log").stat().st_size < 2**20
     monkeypatch.setattr(parquet, "HOLD", 2**20)
-    assert 1 <= parquet._rows(tmp_path / "log", pq.read_metadata(tmp_path / "log")) <= 4
+    assert 1 <= parquet._rows(tmp_path / "log", (tmp_path / "log").stat().st_size) <= 4
     assert len(list(chat.episodes([tmp_path / "log"]))) == 100
     monkeypatch.setattr(parquet, "HOLD", 1)
     monkeypatch.setattr(parquet, "LINE", 1000)

@@ -138,6 +138,47 @@ def _pattern(place: Place) -> Any:
     return tokenizer.load(str(path.parent))
 
 
+def _backend(place: Place, how: Callable[[dict[str, Any]], object]) -> Any:
+    path = place.data / "tokenizer" / "tokenizer.json"
+    found = json.loads(path.read_text())
+    how(found)
+    path.write_text(json.dumps(found))
+    return tokenizer.load(str(path.parent))
+
+
+def _replacing(pattern: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": "x"}
+
+
+def _config_of_a_tokenizer(place: Place, **changes: Any) -> Any:
+    return tokenizer.load(str(place.edit(place.data / "tokenizer" / "tokenizer_config.json", **changes).parent))
+
+
+def _grown(found: dict[str, Any]) -> None:
+    part = _replacing(".") | {"content": "x" * 1000}
+    found["normalizer"] = {"type": "Sequence", "normalizers": [part] * 4}
+
+
+def _table(found: dict[str, Any]) -> None:
+    found["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "/////w=="}
+
+
+def _padded(found: dict[str, Any]) -> None:
+    names = {"pad_id": 0, "pad_type_id": 0, "pad_token": "x", "pad_to_multiple_of": None, "direction": "Right"}
+    found["padding"] = {"strategy": {"Fixed": 10**12}, **names}
+
+
+def _behind_another(place: Place) -> Any:
+    path = place.data / "tokenizer" / "tokenizer.json"
+    long = json.dumps({"type": "Split", "pattern": {"Regex": "(a{1000}){1000}" * 10_000}, "behavior": "Isolated"})
+    path.write_text(path.read_text().replace("{", f'{{"pre_tokenizer": {long},', 1))
+    return tokenizer.load(str(path.parent))
+
+
+def _many(found: dict[str, Any]) -> None:
+    found["added_tokens"] += [{**found["added_tokens"][0], "id": 300 + k, "content": f"<{k}>"} for k in range(10**5)]
+
+
 def _checkpoint(place: Place, change: Callable[[Path], object]) -> Any:
     folder = next((place.run / "checkpoints").iterdir())
     change(folder)
@@ -220,6 +261,16 @@ REFUSED: dict[str, Case] = {
     "a config of a model that is all code": lambda p: _code_of_a_model(p, "of_its_own"),
     "a tokenizer that is all code": lambda p: _code_of_a_tokenizer(p, "OfItsOwn"),
     "a tokenizer's pattern of 150,000 characters": _pattern,
+    "one behind another of its name": _behind_another,
+    "a tokenizer's pattern that is none": lambda p: _backend(p, lambda f: f.update(normalizer=_replacing("("))),
+    "a tokenizer's ids of 2^31": lambda p: _backend(p, lambda f: f["model"]["vocab"].update(a=2**31)),
+    "a tokenizer's normaliser that makes 10^12 characters of one": lambda p: _backend(p, _grown),
+    "a tokenizer's table that breaks off": lambda p: _backend(p, _table),
+    "a tokenizer that fills up to 10^12 tokens": lambda p: _backend(p, _padded),
+    "a tokenizer of 100,000 added tokens": lambda p: _backend(p, _many),
+    "a tokenizer without its marks": lambda p: _backend(p, lambda f: f.update(added_tokens=[], model={})),
+    "action tokens that are no texts": lambda p: _config_of_a_tokenizer(p, action_tokens={"a": 1}),
+    "a beginning that is none": lambda p: _config_of_a_tokenizer(p, bos_token=None),
     **{f"a manifest that names {n}": lambda p, n=n: Rows(p.reseal({n: dict(ENTRY)})) for n in NAMES},
     "a checkpoint that names a file elsewhere": lambda p: _checkpoint(p, _named_outside),
     "a checkpoint with a link": lambda p: _checkpoint(p, _linked),
