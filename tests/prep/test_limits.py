@@ -101,7 +101,7 @@ def test_a_parquet_bomb_is_refused(tmp_path: Path) -> None:
         list(chat.episodes([tmp_path / "log"]))
 
 
-def test_a_parquet_bomb_whose_footer_belittles_it_is_refused(tmp_path: Path) -> None:
+def test_a_parquet_bomb_whose_footer_belittles_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts is what its pages say, which is what they are unpacked to."""
     path, texts = tmp_path / "log", pa.array(["x" * 2**20] * 100)
     table = pa.table({"prompt": texts, "completion": texts})
@@ -114,6 +114,7 @@ def test_a_parquet_bomb_whose_footer_belittles_it_is_refused(tmp_path: Path) -> 
     path.write_bytes(data)
     group = pq.read_metadata(path).row_group(0)
     assert group.total_byte_size == group.column(0).total_uncompressed_size == 1000
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_: pytest.fail("it is unpacked"))
     with pytest.raises(InputError, match="log unpacks to more than 200 times"):
         list(chat.episodes([path]))
 
