@@ -65,6 +65,8 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"model.{name} is {value}, but must be at least 1")
+        if not 0 <= self.dropout <= 1:
+            raise InputError(f"model.dropout is {self.dropout}, but must be a share between 0 and 1")
         if isinstance(self.freeze, int) and self.freeze < 0:
             raise InputError(f"model.freeze is {self.freeze}, but must be at least 0")
         if self.embedding == "spelled" and self.pretrained is not None:

@@ -92,7 +92,12 @@ def too_large(batch: Batch, rows: int, pieces: int) -> str:
     text = f"out of memory on a micro-batch of {shape}"
     if pieces > 1:
         text += f" (each divided into {pieces})"
+    if pieces >= rows:
+        return (
+            f"{text}; not even one fits alone: read less of it (data.history, --max-length of the builder), or take a "
+            "smaller model"
+        )
     return (
         f"{text}; lower batch.tokens (or batch.dialogues, batch.decisions) and raise batch.accumulate by as much, "
-        "or let --auto-micro-batch do so"
+        "or let --auto-micro-batch do so, in one process"
     )

@@ -143,7 +143,8 @@ def export(
     """Write `model/`: weights, tokenizer and the model card. facts: the metrics to report."""
     final = Path(cfg.output) / "model"
     size = sum(t.numel() * t.element_size() for t in checkpoint.model_tensors(model).values())
-    with atomic.folder(final, size + (1 << 22), replace=True) as temporary:
+    mend = f"{atomic.FREE}, then use --resume"
+    with atomic.folder(final, size + (1 << 22), replace=True, mend=mend) as temporary:
         with quiet():
             model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -19,6 +20,7 @@ from ilql import atomic
 from ilql.types import InputError
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+MEND = f"{atomic.FREE}, then use --resume"
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,11 @@ class RunLog:
         """One row. Every value is finite: the trainer stops before it would report another."""
         self._write(METRICS, row)
         if self.board is not None:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, row["step"])
+            try:
+                for name, value in row.items():
+                    self.board.add_scalar(name, value, row["step"])
+            except OSError as error:  # of its thread, at an earlier row
+                raise atomic.failed(Path(self.board.log_dir), error, len(json.dumps(row)), MEND) from error
 
     def timing(self, step: int, tokens: float, decisions: float, shares: Mapping[str, float]) -> None:
         """The rates since the last call (tokens and decisions are the totals of all processes), and how much of the
@@ -109,14 +114,14 @@ class RunLog:
             while left:
                 left = left[file.write(left) :]
         except OSError as error:  # half a line is cut off when the run goes on
-            mend = f"{atomic.FREE}, then use --resume"
-            raise atomic.failed(Path(file.name), error, len(line), mend) from error
+            raise atomic.failed(Path(file.name), error, len(line), MEND) from error
 
     def close(self) -> None:
         for file in self.files.values():
             file.close()
         if self.board is not None:
-            self.board.close()
+            with suppress(OSError):  # nobody reads its last rows where the disk is full, and the reason is said already
+                self.board.close()
 
 
 def _ends_a_line(path: Path, at: int) -> bool:

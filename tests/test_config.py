@@ -142,6 +142,7 @@ def test_history_is_full_or_a_number(base: Path, tmp_path: Path, text: str, expe
         (["--model.heads", "0"], ["model.heads is 0"]),
         (["--model.context", "-5"], ["model.context is -5"]),
         (["--model.head_width", "0"], ["model.head_width is 0"]),
+        (["--model.dropout", ".nan"], ["model.dropout is nan"]),
         (["--threads", "0"], ["threads is 0"]),
         (["--seed", "4294967296"], ["seed is 4294967296"]),
         (["--log.keep", "1"], ["log.keep"]),

@@ -127,12 +127,15 @@ def test_what_does_not_fit_is_divided_and_the_step_stays(
         torch.testing.assert_close(weights(tmp_path / "part")[name], tensor, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("options", [{}, {"auto_micro_batch": True}])
+@pytest.mark.parametrize(
+    ("options", "mend"),
+    [({}, "lower batch.tokens"), ({"auto_micro_batch": True}, r"not even one fits alone: .*data\.history")],
+)
 def test_out_of_memory_names_the_shape_and_what_to_set(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], mend: str
 ) -> None:
     scarce(monkeypatch, 0)
-    match = r"step 0: out of memory on a micro-batch of 4 rows, \d+ tokens, \d+ decisions.*; lower batch.tokens"
+    match = rf"step 0: out of memory on a micro-batch of 4 rows, \d+ tokens, \d+ decisions.*; {mend}"
     with pytest.raises(TrainingError, match=match):
         train(config(data, tmp_path / "run", **options))
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == {}

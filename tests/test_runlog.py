@@ -83,3 +83,16 @@ def test_a_full_disk_names_the_log_and_the_bytes(tmp_path: Path) -> None:
     with limited((tmp_path / METRICS).stat().st_size + 5), pytest.raises(InputError, match=match):
         log.metrics(row(2))
     log.close()
+
+
+def test_a_full_disk_under_tensorboard_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    log = RunLog(tmp_path, tensorboard=True)
+    monkeypatch.setattr(log.board, "add_scalar", full)
+    monkeypatch.setattr(log.board, "close", full)
+    match = r"tensorboard cannot be written \(No space left on device\): it needs \d+ bytes .* use --resume"
+    with pytest.raises(InputError, match=match):
+        log.metrics(row(1))
+    log.close()

@@ -64,6 +64,8 @@ def soaks(points: int) -> dict[str, Soak]:
         for signum in (signal.SIGKILL, signal.SIGTERM):
             work = partial(kill_points, algo=algo, signum=signum, points=points)
             out[f"{signum.name} at random moments, {algo}"] = work
+    work = partial(kill_points, algo="ilql", signum=signal.SIGKILL, points=max(1, int(20 * share)), processes=2)
+    out["SIGKILL of two processes at random moments"] = work
     out["a crash at every operation of a save, beside an older one"] = crash_points
     out["a crash at every operation of a save, over an older one"] = partial(crash_points, replace=True)
     out["single bits flipped in a checkpoint"] = lambda folder: bit_flips(_saved(folder), int(1000 * share))

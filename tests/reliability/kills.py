@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -16,10 +15,12 @@ SECONDS = 60.0  # in which a run that was asked to stop must have ended, on howe
 STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM, 0)  # in the loop; before it; too late, it was done
 
 
-def kill_points(folder: Path, algo: str, signum: signal.Signals, points: int, seed: int = 0) -> dict[str, Any]:
+def kill_points(
+    folder: Path, algo: str, signum: signal.Signals, points: int, seed: int = 0, processes: int = 1
+) -> dict[str, Any]:
     """So many kills at moments drawn evenly over the time of a run; every run that they fall upon is resumed until it
     ends and compared. Raises AssertionError where anything differs."""
-    bench, rng = Bench(folder, algo), random.Random(seed)
+    bench, rng = Bench(folder, algo, processes), random.Random(seed)
     began = time.perf_counter()
     assert wait(bench.start("whole")) == 0, bench.said("whole")
     length = time.perf_counter() - began
@@ -35,7 +36,7 @@ def kill_points(folder: Path, algo: str, signum: signal.Signals, points: int, se
                 assert status == 0, bench.said(name)
                 continue
             asked = time.perf_counter()
-            os.kill(pid, signum)
+            bench.kill(pid, signum)
             ended = wait(pid, SECONDS)
             slowest = max(slowest, time.perf_counter() - asked)
             assert ended in ((-signum, 0) if signum == signal.SIGKILL else STOPPED), (ended, bench.said(name))

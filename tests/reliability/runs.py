@@ -5,10 +5,13 @@ the command line's own function, so that a kill meets what a user's run would be
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +72,7 @@ class Bench:
 
     folder: Path
     algo: str
-    count: int = 0
+    processes: int = 1
 
     def __post_init__(self) -> None:
         self.data = dataset(self.folder / "data", step=ALGORITHMS[self.algo])
@@ -84,7 +87,31 @@ class Bench:
         path = self.folder / f"{name}.yaml"
         if not path.exists():
             path.write_text(dump(self.config(name, **options)))
-        return fork(lambda: train_main(["--config", str(path), "--resume"]), self.folder / f"{name}.log")
+        words = ["--config", str(path), "--resume"]
+        work = partial(train_main, words) if self.processes == 1 else partial(self.together, words)
+        return fork(work, self.folder / f"{name}.log")
+
+    def together(self, words: list[str]) -> int:
+        """This process and further ones as torchrun starts them, in a process group of their own."""
+        os.setpgid(0, 0)
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
+
+        def one(rank: int) -> int:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.processes, "LOCAL_WORLD_SIZE": self.processes}
+            os.environ.update(address, **{name: str(number) for name, number in place.items()})
+            return train_main(words)
+
+        others = [fork(partial(one, rank), self.folder / "others.log") for rank in range(1, self.processes)]
+        return max([one(0), *(abs(wait(pid) or 0) for pid in others)])
+
+    def kill(self, pid: int, signum: signal.Signals) -> None:
+        """Send a signal to a run, to all of its processes."""
+        try:
+            (os.kill if self.processes == 1 else os.killpg)(pid, signum)
+        except ProcessLookupError:  # it is still one
+            os.kill(pid, signum)
 
     def said(self, name: str) -> str:
         path = self.folder / f"{name}.log"
