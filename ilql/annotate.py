@@ -30,6 +30,7 @@ from ilql.quiet import quiet
 from ilql.rewrite import rewrite
 from ilql.rows import Rows
 from ilql.schema import SCHEMA, SPLITS
+from ilql.sealed import reading
 from ilql.types import InputError
 from ilql.warmstart import check_vocabulary
 
@@ -168,17 +169,16 @@ def trunk(source: Path, encoder: Encoder, dataset: Path) -> ILQLModel:
     folder = model_folder(source)
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} has no weights in safetensors, and no others are read; save the model with those")
-    try:
+    with reading(f"{folder}/config.json cannot be read"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}/config.json cannot be read ({str(error).splitlines()[0]})") from None
+        words = int(config.get_text_config().vocab_size)
     if getattr(config, "control", None) is not None:
         raise InputError(f"{source} is told the return it is to get, which dialogues do not say; take another run")
     check_vocabulary(str(folder), encoder.tokenizer.get_vocab(), str(dataset))
-    if encoder.vocab_size > config.get_text_config().vocab_size:
+    if encoder.vocab_size > words:
         raise InputError(
             f"{dataset}'s tokenizer has {encoder.vocab_size} tokens, but the model's vocabulary is "
-            f"{config.get_text_config().vocab_size}: build the dataset with the model's tokenizer"
+            f"{words}: build the dataset with the model's tokenizer"
         )
     own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     dtype = str(torch.promote_types(own, torch.float32)).removeprefix("torch.")

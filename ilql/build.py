@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from ilql.model import ILQLConfig, ILQLModel
 from ilql.prefix import Segments, paths, positions
 from ilql.recurrent import is_recurrent, taken
-from ilql.sealed import check_weights, without_code
+from ilql.sealed import check_weights, reading, without_code
 from ilql.types import InputError
 
 ARCHITECTURES = ("gpt2", "llama")  # shapes that `architecture` trains from scratch and tests cover; others may work
@@ -115,11 +115,8 @@ def shape(cfg: ModelConfig, vocabulary: int, bos: int, pad: int, end: int) -> Pr
 def _pretrained(name: str, dtype: torch.dtype, vocab_size: int) -> PreTrainedModel:
     """The language model of a folder or hub name, with room for the dataset's tokens."""
     check_weights(Path(name))
-    try:
+    with reading(f"model.pretrained: {name!r} is no causal LM"):
         lm = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"model.pretrained: {name!r} is no causal LM ({reason})") from None
     without_code(lm, name)
     if isinstance(lm, ILQLModel):
         lm = lm.lm.requires_grad_(True)  # what that run froze is none of this one's business

@@ -1,10 +1,10 @@
 """Hidden states of a frozen trunk, stored once: how a cache is written, opened and recognised. Decision: a cache says
 of which weights, dataset and windows it is, and whoever trains from it compares that with what is at hand.
 
-A folder: `manifest.json` (written last; what the cache is of, and the size and sha256 of every file) and a folder for
-each split of the dataset with Arrow streams (`ilql.columns`). `hidden` has one row a stored position (bf16, which Arrow
-does not know, as uint16); the others depend on the form: `ilql.states` where the whole trunk is frozen, `ilql.border`
-where its lowest blocks are.
+A folder: `manifest.json` (written last; what the cache is of, the size and sha256 of every file, and its own digest)
+and a folder for each split of the dataset with Arrow streams (`ilql.columns`), which are compared with it once a
+process. `hidden` has one row a stored position (bf16, which Arrow does not know, as uint16); the others depend on the
+form: `ilql.states` where the whole trunk is frozen, `ilql.border` where its lowest blocks are.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from ilql import __version__, atomic, frozen
 from ilql.columns import Column, Kinds, Writer, read, row_bytes
 from ilql.model import ILQLModel
 from ilql.rows import Rows
-from ilql.schema import SPLITS, sha256
+from ilql.schema import LARGEST, SPLITS, sha256
+from ilql.sealed import unchanged, written
 from ilql.types import InputError
+from ilql.verified import check_files
 
-VERSION = 1
+VERSION = 2
 DTYPES = {"bfloat16": "uint16", "float32": "float32", "float64": "float64"}  # as stored
 Counts = dict[str, int]
 
@@ -128,7 +130,7 @@ def _describe(folder: Path, about: dict[str, Any]) -> None:
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     files = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths}
     manifest = {"version": VERSION, "package": __version__, **about, "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (folder / "manifest.json").write_text(written(manifest), encoding="utf-8")
 
 
 def numbers(hidden: Tensor, dtype: str) -> np.ndarray:
@@ -157,18 +159,21 @@ class Cache:
     remedy: str  # the command that makes the right one
 
     def columns(self, form: Form, split: str) -> dict[str, dict[str, Column]]:
-        """The columns of each of a split's files, memory-mapped. Raises InputError where a file was cut or is not what
-        the manifest says."""
+        """The columns of each of a split's files, memory-mapped. Raises InputError where a file is not exactly
+        what the manifest says."""
+        try:
+            return self._columns(form, split)
+        except (KeyError, TypeError, AttributeError):  # sealed by somebody who writes other manifests
+            raise InputError(f"{self.folder / 'manifest.json'} is no manifest of a cache; {self.remedy}") from None
+
+    def _columns(self, form: Form, split: str) -> dict[str, dict[str, Column]]:
         counts = self.manifest["splits"].get(split)
         if counts is None:
             raise InputError(f"{self.folder} has no {split} split; {self.remedy}")
         out: dict[str, dict[str, Column]] = {}
         for name, kinds in form.kinds(self.manifest["dtype"], self.manifest["width"]).items():
             path = self.folder / split / f"{name}.arrow"
-            wanted = self.manifest["files"][f"{split}/{name}.arrow"]["bytes"]
-            found = path.stat().st_size if path.is_file() else 0
-            if found != wanted:
-                raise InputError(f"{path} has {found} bytes instead of {wanted}; {self.remedy}")
+            check_files(self.folder, self.manifest["files"], [f"{split}/{name}.arrow"], self.remedy)
             out[name] = read(path, kinds)
             rows = len(next(iter(out[name].values())))
             if rows != counts[form.rows[name]]:
@@ -202,17 +207,21 @@ def open_cache(
     remedy = f"make the right one: python -m ilql.annotate cache {trunk} {dataset} --output NEW --history {windows}"
     remedy += f" --layers {layers}" if layers else ""
     path = folder / "manifest.json"
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         raise InputError(f"data.cache: {folder} is not a cache: it has no manifest.json; {remedy}")
     try:
-        manifest = json.loads(path.read_bytes())
+        text = path.read_bytes() if path.stat().st_size <= LARGEST else b""
+        manifest = json.loads(text)
         version, theirs, window = manifest["version"], manifest["dataset"], manifest["history"]
         depth = manifest["trunk"]["freeze"]
         known = all(name in manifest for name in ("splits", "files", "dtype", "width"))
     except (ValueError, KeyError, TypeError, RecursionError):
-        known, version = False, None
-    if not known or version != VERSION:
+        known, version, text = False, None, b""
+    old = version == 1 and "digest" not in manifest  # it had none
+    if not known or not (version == VERSION or old):
         raise InputError(f"data.cache: {path} is not a manifest of version {VERSION}; {remedy}")
+    if not old and not unchanged(manifest, text):
+        raise InputError(f"data.cache: {path} does not match its own digest, so it was changed; {remedy}")
     mine = sha256(dataset / "manifest.json")
     if theirs["sha256"] != mine:
         raise InputError(

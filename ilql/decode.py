@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -26,7 +25,7 @@ from ilql.data import collate, crop, longest_window
 from ilql.generation import Choice, Generator, uniform
 from ilql.model import ILQLModel
 from ilql.quiet import quiet
-from ilql.sealed import check_weights, without_code
+from ilql.sealed import check_weights, reading, without_code
 from ilql.types import AGENT, Episode, InputError, Turn
 
 Message = Mapping[str, Any]
@@ -47,16 +46,8 @@ def load(run: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "
     """The model of a run (or model) folder, ready to decode, and the encoder of its tokenizer."""
     folder = model_folder(run)
     check_weights(folder)
-    try:
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
-            )
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{folder} cannot be loaded ({reason}); train it again") from None
+    with reading(f"{folder} cannot be loaded", "; train it again"), quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, use_safetensors=True)
     if not isinstance(model, ILQLModel):
         raise InputError(f"{folder} is a {type(model).__name__}, not a model of this package")
     without_code(model, folder)

@@ -30,6 +30,7 @@ from ilql.pairs import check_pairs
 from ilql.replay import Decisions
 from ilql.rows import Mix, Rows
 from ilql.schema import sha256
+from ilql.sealed import reading
 from ilql.types import InputError
 
 
@@ -305,7 +306,8 @@ def open_caches(cfg: TrainConfig) -> list[Cache]:
         name = cfg.model.pretrained
         count = cfg.model.layers
         if name is not None:
-            count = AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config().num_hidden_layers
+            with reading(f"model.pretrained: {name!r} is no causal LM"):
+                count = AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config().num_hidden_layers
         layers = max(0, count - freeze)
     return [open_cache(folder, dataset, cfg.data.history, source, freeze, layers) for folder, dataset in pairs]
 

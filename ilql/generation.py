@@ -23,6 +23,7 @@ from ilql.lean import lean
 from ilql.model import ILQLModel
 from ilql.prepack import Prepacked, Product, linear, product
 from ilql.scores import SCORES, extracted
+from ilql.types import InputError
 
 NO_NUMBERS = "the model's scores are not numbers: it diverged in training, or its weights are damaged"
 
@@ -199,7 +200,7 @@ def draw(scores: Tensor, temperature: float, noise: Tensor) -> Tensor:
     scores = scores if temperature == 1 else scores / temperature
     mass = scores.softmax(1).cumsum(1, dtype=torch.float64)
     if not math.isfinite(float(mass[:, -1].sum())):
-        raise RuntimeError(NO_NUMBERS)
+        raise InputError(NO_NUMBERS)
     return torch.searchsorted(mass, noise[:, None] * mass[:, -1:], right=True)
 
 

@@ -55,6 +55,14 @@ class ILQLConfig(PreTrainedConfig):
         elif isinstance(self.text_config, dict):
             self.text_config = AutoConfig.for_model(**self.text_config)
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        told, prefix = self.control or {}, self.prefix or {}
+        numbers = {"history": self.history, "head_width": self.head_width, "baseline": self.baseline}
+        numbers |= {f"control.{name}": told.get(name) for name in ("digits", "low", "high") if self.control is not None}
+        numbers |= {f"prefix.{name}": prefix.get(name) for name in ("size", "bos") if self.prefix is not None}
+        for name, value in numbers.items():
+            optional = name in ("history", "head_width") and value is None
+            if not optional and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise InputError(f"{name} of the model's config is {value!r}, but must be a number")
         if self.scores not in SCORES:
             raise InputError(f"scores is {self.scores!r}, not one of {', '.join(SCORES)}")
         if self.head not in ("mlp", "tied"):

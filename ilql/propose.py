@@ -243,7 +243,7 @@ class _Growth:
             x.double().cpu().numpy().reshape(shape) for x in (best, mass.gather(1, token), logp.gather(1, token))
         )
         if np.isnan(more_logp[goes]).any():
-            raise RuntimeError(NO_NUMBERS)
+            raise InputError(NO_NUMBERS)
         width = goes.shape[1]
         before = beams.value[:, :width, None]
         value = before + more_mass

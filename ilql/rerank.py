@@ -33,7 +33,7 @@ def rerank(
     if not len(q):
         raise InputError("there is no candidate to choose from; propose at least one")
     if not bool(torch.isfinite(q).all()):
-        raise RuntimeError(NO_NUMBERS)
+        raise InputError(NO_NUMBERS)
     q, logp = q.double(), logp.double()
     admitted = torch.ones_like(q, dtype=torch.bool)
     if ended is not None and bool(ended.any()):

@@ -8,11 +8,12 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ilql.schema import sha256
+from ilql.schema import LARGEST, sha256
 from ilql.types import InputError
 
 VERSION = 1
@@ -41,6 +42,15 @@ def written(manifest: Mapping[str, Any]) -> str:
     return json.dumps({**manifest, "digest": digest(manifest)}, indent=1) + "\n"
 
 
+def unchanged(manifest: Mapping[str, Any], text: bytes) -> bool:
+    """Whether a file's text is what `written` makes of the manifest that was read from it."""
+    try:
+        rest = {name: value for name, value in manifest.items() if name != "digest"}
+        return text == written(rest).encode()
+    except (ValueError, RecursionError):  # half of a character
+        return False
+
+
 def verify(folder: Path, kind: str = "", known: re.Pattern[str] = NAME) -> list[str]:
     """The names of a folder's files that end so, after every byte of them was checked. Raises Damaged with the reason,
     for a name that is not among the `known` too."""
@@ -50,7 +60,7 @@ def verify(folder: Path, kind: str = "", known: re.Pattern[str] = NAME) -> list[
     try:
         text = path.read_bytes()
         manifest = json.loads(text)
-        if manifest["digest"] != digest(manifest) or text != written(manifest).encode():
+        if not unchanged(manifest, text):
             raise Damaged(f"{MANIFEST} does not match its own digest")
         if manifest["version"] != VERSION:
             raise Damaged(f"version {manifest['version']!r}, but this package reads version {VERSION}")
@@ -75,7 +85,9 @@ def verify(folder: Path, kind: str = "", known: re.Pattern[str] = NAME) -> list[
 
 def check_weights(folder: Path) -> None:
     """Refuse a model's folder whose weights have changed since it was sealed. Configs and cards may be edited, and
-    models that others have made have no seal. An index of shards may name none but safetensors of the same folder."""
+    models that others have made have no seal. An index of shards may name none but safetensors of the same folder, and
+    a config no kernels."""
+    refuse_kernels(folder)
     for path in folder.glob("*.index.json"):
         try:
             shards = {str(name) for name in json.loads(path.read_bytes())["weight_map"].values()}
@@ -92,6 +104,35 @@ def check_weights(folder: Path) -> None:
         raise InputError(
             f"{folder} is damaged: {reason}; copy it again, or write it anew: train.py with --resume"
         ) from None
+
+
+def refuse_kernels(folder: Path) -> None:
+    """InputError where a model's config names code on the hub for its attention or experts (a kernel, `OWNER/NAME`):
+    transformers would fetch and run it. Whatever else is wrong with a config is said by what reads it."""
+    path = folder / "config.json"
+    try:
+        waiting = [json.loads(path.read_bytes())] if path.is_file() and path.stat().st_size <= LARGEST else []
+    except (ValueError, RecursionError):
+        return
+    while waiting:
+        part = waiting.pop()
+        inner = part if isinstance(part, dict) else dict(enumerate(part)) if isinstance(part, list) else {}
+        for name, value in inner.items():
+            if str(name).endswith("_implementation") and "/" in json.dumps(value):
+                raise InputError(f"{path}: {name} names code of its own, {value!r}, which is never run; take it out")
+        waiting += inner.values()
+
+
+@contextmanager
+def reading(what: str, mend: str = "") -> Iterator[None]:
+    """Whatever the libraries say against a stranger's model or tokenizer is one sentence: `what` (reason) `mend`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # of any kind: a config makes them divide by its zeros and look up its names
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{what} ({reason}){mend}") from None
 
 
 def without_code(model: Any, name: object) -> None:

@@ -31,10 +31,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str, remedy: str = REBUILD) -> Path:
     """A file that a manifest names. Raises InputError for a name or a link that leads out of the folder."""
     if not NAME.fullmatch(name):
-        raise InputError(f"{folder / 'manifest.json'}: {name!r} is no name of a file inside of the folder; {REBUILD}")
+        raise InputError(f"{folder / 'manifest.json'}: {name!r} is no name of a file inside of the folder; {remedy}")
     path = folder
     for part in name.split("/"):
         path = path / part
@@ -48,17 +48,19 @@ def _key(path: Path) -> Key:
     return str(path.absolute()), about.st_size, about.st_mtime_ns, about.st_ino
 
 
-def check_files(folder: Path, files: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> None:
-    """Compare files of a dataset with their digests in its manifest. Raises InputError naming the file."""
+def check_files(
+    folder: Path, files: Mapping[str, Mapping[str, Any]], names: Iterable[str], remedy: str = REBUILD
+) -> None:
+    """Compare files of a dataset or a cache with their digests in its manifest. Raises InputError naming the file."""
     for name in names:
-        path = inside(folder, name)
+        path = inside(folder, name, remedy)
         if not path.is_file():
-            raise InputError(f"{path} is named in the manifest but missing; {REBUILD}")
+            raise InputError(f"{path} is named in the manifest but missing; {remedy}")
         key = _key(path)
         if key not in _digests:
             _digests[key] = sha256(path)
         if _digests[key] != files[name]["sha256"]:
-            raise InputError(f"{path} differs from its digest in the manifest; {REBUILD}")
+            raise InputError(f"{path} differs from its digest in the manifest; {remedy}")
 
 
 def batches(path: Path, check: Callable[[pa.Schema, str], None], remedy: str = REBUILD) -> Iterator[pa.RecordBatch]:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from datasets_prep import stranger
 from ilql.checkpoint import model_tensors
 from ilql.model import ILQLModel
-from ilql.sealed import check_weights
+from ilql.sealed import check_weights, reading
 from ilql.types import InputError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -37,11 +38,9 @@ def check_vocabulary(pretrained: str, mine: Mapping[str, int], dataset: str) -> 
     folder = Path(pretrained)
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return
-    try:
+    stranger.check(folder / "tokenizer.json")
+    with reading(f"model.pretrained: the tokenizer of {pretrained!r} cannot be loaded"):
         theirs = AutoTokenizer.from_pretrained(pretrained, trust_remote_code=False).get_vocab()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"model.pretrained: the tokenizer of {pretrained!r} cannot be loaded ({reason})") from None
     for token, number in theirs.items():
         if mine.get(token) != number:
             here = mine.get(token, "no token")
@@ -64,12 +63,10 @@ def load(model: ILQLModel, run: Path) -> str:
     if not (folder / "config.json").is_file():
         raise InputError(f"init_from: {run} has no model folder; name the folder of a finished run")
     check_weights(folder)
-    try:
+    with reading(f"init_from: {folder} cannot be loaded"):
         source = ILQLModel.from_pretrained(
             folder, dtype=next(model.parameters()).dtype, trust_remote_code=False, use_safetensors=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"init_from: {folder} cannot be loaded ({str(error).splitlines()[0]})") from None
     if source.config.prefix != model.config.prefix and source.config.prefix is not None:
         raise InputError(
             f"init_from: {run} reads {source.config.prefix['size']} numbers with every dialogue, and the dataset has "

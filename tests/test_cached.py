@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GPT2Model
 
-from ilql import atomic, states
+from ilql import atomic, sealed, states
 from ilql.algos import ALGOS
 from ilql.annotate import cache
 from ilql.cached import open_cache
@@ -19,8 +19,10 @@ from ilql.config import TrainConfig
 from ilql.feed import read
 from ilql.replay import Split
 from ilql.rows import Rows
+from ilql.schema import SPLITS
 from ilql.trainer import train
 from ilql.types import InputError
+from tests.reliability.mutations import mutations
 from tests.test_trainer import assert_close, refused, rows, same, stop_at, weights
 from tests.tiny import config, dataset
 from tests.toys import defaults
@@ -282,24 +284,50 @@ def test_a_broken_cache_is_refused(place: Place, tmp_path: Path) -> None:
     cut = broken("cut")
     path = cut / "train" / "hidden.arrow"
     path.write_bytes(path.read_bytes()[:-1000])
-    refuse(cut, r"train/hidden\.arrow has \d+ bytes instead of \d+; make the right one")
+    refuse(cut, r"train/hidden\.arrow differs from its digest in the manifest; make the right one")
     gone = broken("gone")
     (gone / "train" / "tokens.arrow").unlink()
-    refuse(gone, r"train/tokens\.arrow has 0 bytes instead of \d+")
+    refuse(gone, r"train/tokens\.arrow is named in the manifest but missing; make the right one")
     none = broken("none")
     (none / "manifest.json").unlink()
     refuse(none, r"it has no manifest\.json")
     for content in (b"{", b"[]", b'{"version": 1}', b'{"version": 2}'):
         (none / "manifest.json").write_bytes(content)
-        refuse(none, r"is not a manifest of version 1")
+        refuse(none, r"is not a manifest of version 2")
     unlike = broken("unlike")
     manifest = json.loads((unlike / "manifest.json").read_bytes())
     manifest["width"] = 31
-    atomic.write_text(unlike / "manifest.json", json.dumps(manifest))
-    refuse(unlike, r"hidden\.arrow cannot be read \(its columns are others\)")
-    del manifest["splits"]["train"]
-    atomic.write_text(unlike / "manifest.json", json.dumps(manifest))
-    refuse(unlike, r"unlike has no train split")
+    atomic.write_text(unlike / "manifest.json", json.dumps(manifest, indent=1))
+    refuse(unlike, r"manifest\.json does not match its own digest, so it was changed; make the right one")
+    for change, match in (
+        ({"width": 31}, r"hidden\.arrow cannot be read \(its columns are others\)"),
+        ({"splits": {}}, r"unlike has no train split"),
+        ({"dtype": "of its own"}, r"is no manifest of a cache"),
+        ({"files": []}, r"is no manifest of a cache"),
+    ):
+        rest = {name: value for name, value in (manifest | {"width": 32} | change).items() if name != "digest"}
+        atomic.write_text(unlike / "manifest.json", sealed.written(rest))
+        refuse(unlike, match)
+
+
+def test_every_change_of_a_cache_is_told(place: Place, tmp_path: Path) -> None:
+    folder = shutil.copytree(place.cache("token"), tmp_path / "cache")
+
+    def reads(path: Path) -> None:
+        opened = open_cache(path, place.data["token"], None, "x")
+        for split in SPLITS:
+            opened.columns(states.FORM, split)
+
+    assert mutations(folder, 49, readers=(reads,))["files"] == 7
+
+
+def test_a_cache_of_the_first_version_is_read(place: Place, tmp_path: Path) -> None:
+    """Its manifest had no digest, but those of its files."""
+    folder = shutil.copytree(place.cache("token"), tmp_path / "cache")
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    del manifest["digest"]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 1}))
+    assert open_cache(folder, place.data["token"], None, "x").columns(states.FORM, "train")
 
 
 def test_options_that_do_not_fit_a_cache_are_refused(place: Place, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ilql.generation import Choice, Generator, Laid, choose, draw, staying, unif
 from ilql.kv import LeanRows
 from ilql.model import ILQLModel
 from ilql.scores import candidates
+from ilql.types import InputError
 from tests.toys import tiny
 
 VOCABULARY, PAD = 23, 1
@@ -279,7 +280,7 @@ def test_scores_that_are_no_numbers_are_an_error(bad):
     model = sharp()
     with torch.no_grad():
         model.lm.transformer.ln_f.bias[3] = bad
-    with pytest.raises(RuntimeError, match="scores are not numbers"):
+    with pytest.raises(InputError, match="scores are not numbers"):
         answers(model, PROMPTS, Choice())
 
 

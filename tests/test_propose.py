@@ -229,5 +229,5 @@ def test_a_diverged_actor_is_named():
     with torch.no_grad():
         for p in made.lm.parameters():
             p.fill_(torch.nan)
-    with pytest.raises(RuntimeError, match="diverged in training"):
+    with pytest.raises(InputError, match="diverged in training"):
         propose(speaker(made), PROMPTS, 3)

@@ -57,7 +57,7 @@ def test_what_did_not_end_is_left_out_unless_nothing_did():
 def test_what_cannot_be_chosen_from_is_named():
     with pytest.raises(InputError, match="no candidate to choose from"):
         rerank(Q[:0], LOGP[:0], 1.0)
-    with pytest.raises(RuntimeError, match="diverged"):
+    with pytest.raises(InputError, match="diverged"):
         rerank(Q / 0 - Q / 0, LOGP, 1.0)
 
 

@@ -8,7 +8,7 @@ import pytest
 from ilql import decode, export, warmstart
 from ilql.feed import read
 from ilql.initial import make_model
-from ilql.sealed import Damaged, seal, verify
+from ilql.sealed import Damaged, check_weights, seal, verify
 from ilql.trainer import train
 from ilql.types import InputError
 from tests.tiny import config, dataset
@@ -50,3 +50,20 @@ def test_a_flipped_bit_in_a_models_weights_is_told_wherever_they_are_read(tmp_pa
     pretrained = config(data, tmp_path / "next", steps=1, model={"pretrained": str(out)})
     with pytest.raises(InputError, match="out is damaged"):
         make_model(pretrained, read(pretrained))
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"_attn_implementation": "somebody/kernel"},
+        {"text_config": {"attn_implementation": "paged|somebody/kernel"}},
+        {"attn_implementation": {"text_config": "somebody/kernel"}},
+        {"experts_implementation": "somebody/kernel"},
+    ],
+)
+def test_a_config_that_names_a_kernel_is_refused_before_anything_reads_it(tmp_path: Path, named: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(named))
+    with pytest.raises(InputError, match=r"config\.json: \w+ names code of its own, .*/kernel.*, which is never run"):
+        check_weights(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"_attn_implementation": "sdpa"}))
+    check_weights(tmp_path)

@@ -5,6 +5,7 @@ warning; and a file that any code of theirs would have written, the canary, must
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file
 
 from datasets_prep import chat, tokenizer
 from datasets_prep.features import Features
@@ -98,6 +101,14 @@ def _pickled_weights(place: Place) -> Any:
     return place.pretrained()
 
 
+def _weights_of_torch(place: Place) -> Any:
+    """Whole ones, which a reader of pickles would read."""
+    (place.model / "manifest.json").unlink(missing_ok=True)
+    torch.save(load_file(place.model / "model.safetensors"), place.model / "pytorch_model.bin")
+    (place.model / "model.safetensors").unlink()
+    return place.pretrained()
+
+
 def _pickle_named_safetensors(place: Place) -> Any:
     (place.model / "manifest.json").unlink(missing_ok=True)
     (place.model / "model.safetensors").write_bytes(place.pickle)
@@ -118,6 +129,16 @@ def _code_of_a_model(place: Place, kind: str) -> Any:
     (place.model / "code.py").write_text(CODE.format(str(place.canary)))
     names = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
     place.edit(place.model / "config.json", auto_map=names, **({"model_type": kind} if kind else {}))
+    return load(place.run)
+
+
+def _config_of_a_model(place: Place, **changes: Any) -> Any:
+    """Whoever reads it: to decode, and to train from."""
+    (place.model / "manifest.json").unlink(missing_ok=True)
+    place.edit(place.model / "config.json", **changes)
+    with contextlib.suppress(InputError):
+        place.pretrained()
+        raise AssertionError(f"trained from {changes}")
     return load(place.run)
 
 
@@ -254,10 +275,16 @@ NAMES = ("../x.arrow", "/etc/passwd.arrow", "train/../../x.arrow")
 ENTRY = {"sha256": "0" * 64, "rows": 1}
 REFUSED: dict[str, Case] = {
     "pickled weights": _pickled_weights,
+    "weights in torch's own form": _weights_of_torch,
     "a pickle in the place of safetensors": _pickle_named_safetensors,
     "an index of shards that names a file elsewhere": _shards_elsewhere,
     "a pickle as a dataset's log": lambda p: _rejected(p.log(p.pickle)),
     "a pickled array of features": _pickled_array,
+    "attention by a kernel on the hub": lambda p: _config_of_a_model(p, _attn_implementation="somebody/kernel"),
+    "a kernel of a part of the model": lambda p: _config_of_a_model(p, attn_implementation={"text_config": "a/b"}),
+    "weights that are quantized by others": lambda p: _config_of_a_model(p, quantization_config=[1]),
+    "a model of no family": lambda p: _config_of_a_model(p, model_type="gpt2"),
+    "a model of a family that is a list": lambda p: _config_of_a_model(p, text_config=[1]),
     "a config of a model that is all code": lambda p: _code_of_a_model(p, "of_its_own"),
     "a tokenizer that is all code": lambda p: _code_of_a_tokenizer(p, "OfItsOwn"),
     "a tokenizer's pattern of 150,000 characters": _pattern,

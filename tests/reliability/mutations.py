@@ -1,10 +1,13 @@
-"""A dataset of which something was changed: a bit, a byte, bytes that are missing or twice, files that change places.
-Decision: every change of the manifest and of any file that it names is told; a crash would end this process.
+"""A dataset, or a cache, of which something was changed: a bit, a byte, bytes that are missing or twice, files that
+change places. Decision: every change of the manifest and of any file that it names is told; a crash would end this
+process.
 """
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from ilql import schema
 from ilql.rows import Rows
 from ilql.types import InputError
 
+Reader = Callable[[Path], object]
 CHANGES = ("bit", "byte", "cut", "lost", "twice", "zeros", "swapped")
 
 
@@ -38,11 +42,18 @@ def changed(data: bytes, others: list[bytes], how: str, rng: random.Random) -> b
             return bytes(found)
 
 
-def mutations(folder: Path, count: int, seed: int = 0) -> dict[str, Any]:
-    """So many changes, evenly over the files of a dataset; raises AssertionError where one goes unnoticed, be it by the
-    check of a dataset or by what opens it for training."""
+def _train_reads(folder: Path) -> None:
+    for split in schema.SPLITS:
+        Rows(folder, split)
+
+
+def mutations(
+    folder: Path, count: int, seed: int = 0, readers: tuple[Reader, ...] = (schema.validate, _train_reads)
+) -> dict[str, Any]:
+    """So many changes, evenly over the files of a folder; raises AssertionError where one goes unnoticed by one of its
+    readers: of a dataset, its check and what opens it for training."""
     rng = random.Random(seed)
-    names = ["manifest.json", *schema.read_manifest(folder)["files"]]
+    names = ["manifest.json", *json.loads((folder / "manifest.json").read_bytes())["files"]]
     contents = {name: (folder / name).read_bytes() for name in names}
     names = [name for name in names if contents[name]]
     unnoticed = []
@@ -50,7 +61,7 @@ def mutations(folder: Path, count: int, seed: int = 0) -> dict[str, Any]:
         name, how = names[i % len(names)], CHANGES[(i // len(names)) % len(CHANGES)]
         others = [data for other, data in contents.items() if other != name and data != contents[name]]
         (folder / name).write_bytes(changed(contents[name], others, how, rng))
-        for reader in (schema.validate, lambda path: [Rows(path, split) for split in schema.SPLITS]):
+        for reader in readers:
             try:
                 reader(folder)
                 said = "nothing"
@@ -59,6 +70,7 @@ def mutations(folder: Path, count: int, seed: int = 0) -> dict[str, Any]:
             if str(folder) not in said:
                 unnoticed.append((name, how, i, said))
         (folder / name).write_bytes(contents[name])
-    schema.validate(folder)
+    for reader in readers:
+        reader(folder)
     assert unnoticed == []
     return {"changes": count, "files": len(names), "kinds": len(CHANGES), "bytes": sum(map(len, contents.values()))}
