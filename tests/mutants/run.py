@@ -8,12 +8,15 @@
 The named tests must pass on the tree as it is. Each bug is planted in a copy; the checkout is never touched. Exit
 status 1 says that a bug survived, that its patch no longer applies, or that its test broke rather than failed.
 
-Tests run in forks of one process that has imported the libraries, which takes longer than most of the tests.
+Tests run in forks of one process that has imported the libraries, which takes longer than most of the tests. What they
+import of the copy is compiled once, and checked by its contents: a planted bug may be as long and as old as the code.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
+import gc
 import multiprocessing
 import os
 import shutil
@@ -27,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from typing import NoReturn
 from xml.etree import ElementTree
 
@@ -41,6 +45,7 @@ WARM = (
     "accelerate",
     "datasets",
     "jsonargparse",
+    "hypothesis",
 )
 BEFORE_IMPORT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # and no network: `main`
 ELSEWHERE = 99  # exit status of tests that would import another `ilql`
@@ -92,6 +97,7 @@ def run(command: Sequence[str], tree: Path) -> tuple[int, str]:
 def pytest_in(tree: str, arguments: list[str], log: str) -> NoReturn:
     """Run pytest in a tree, which comes before any installed `ilql`, in subprocesses too; never returns."""
     os.setsid()  # what it starts can be stopped with it
+    gc.freeze()  # a collection over all that the libraries hold takes longer than most of the tests, and copies it
     os.chdir(tree)
     os.environ["PYTHONPATH"] = tree
     sys.path.insert(0, tree)
@@ -120,13 +126,18 @@ def copy_tree(root: Path, to: Path) -> None:
         if (root / name).is_file():  # a tracked file that was deleted is listed too
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, to / name)
+    compileall.compile_dir(to, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
 
 
 def run_tests(tree: Path, tests: Sequence[str]) -> tuple[str, str]:
     """ "passed", "failed" or what else befell the tests, and pytest's output."""
-    report, log = tree.parent / f"{tree.name}.xml", tree.parent / f"{tree.name}.log"
-    report.unlink(missing_ok=True)
-    arguments = ["-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
+    with tempfile.TemporaryDirectory(prefix="-said-", dir=tree.parent) as name:
+        return said(tree, tests, Path(name))
+
+
+def said(tree: Path, tests: Sequence[str], work: Path) -> tuple[str, str]:
+    report, log = work / "report.xml", work / "log"
+    arguments = ["-qx", "--tb=short", "--assert=plain", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
     process = FORKS.Process(target=pytest_in, args=(str(tree), arguments, str(log)))
     process.start()
     process.join(TIMEOUT)
@@ -149,8 +160,10 @@ def run_tests(tree: Path, tests: Sequence[str]) -> tuple[str, str]:
 
 def plant(tree: Path, patch: Path) -> str:
     """Apply a patch to a tree; the reason where it does not apply, else ""."""
-    before = {p: p.read_bytes() for p in tree.rglob("*.py")}
-    status, output = run(["git", "apply", "--whitespace=nowarn", str(patch.resolve())], tree)
+    apply = ["git", "apply", "--whitespace=nowarn", str(patch.resolve())]
+    named = [line.split("\t")[2] for line in run([*apply, "--numstat"], tree)[1].splitlines() if "\t" in line]
+    before = {p: p.read_bytes() for name in named if (p := tree / name).suffix == ".py" and p.is_file()}
+    status, output = run(apply, tree)
     if status:
         return f"does not apply: {output.strip().splitlines()[-1]}"
     return "" if any(not p.exists() or p.read_bytes() != was for p, was in before.items()) else "changes no Python file"
@@ -160,7 +173,7 @@ def try_one(mutant: Mutant, pristine: Path, work: Path) -> Outcome:
     """Plant one bug in a fresh copy and run its tests there, each by itself."""
     began = time.monotonic()
     tree = work / mutant.path.stem
-    shutil.copytree(pristine, tree)
+    subprocess.run(["cp", "-Rp", pristine, tree], check=True)
     verdict = plant(tree, mutant.path)
     if not verdict:
         results = {test: run_tests(tree, [test]) for test in mutant.tests}
@@ -172,11 +185,15 @@ def try_one(mutant: Mutant, pristine: Path, work: Path) -> Outcome:
     return Outcome(mutant.path.stem, verdict == "killed", time.monotonic() - began, verdict)
 
 
-def check_pristine(pristine: Path, mutants: Sequence[Mutant]) -> str:
-    """Why the copy is no ground to plant bugs on, or ""."""
-    tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
-    result, output = run_tests(pristine, tests)
-    return "" if result == "passed" else f"the named tests must pass before a bug is planted, but: {result}\n{output}"
+def check_pristine(pristine: Path, mutants: Sequence[Mutant], pool: ThreadPoolExecutor, jobs: int) -> str:
+    """Why the copy is no ground to plant bugs on, or "". Tests of a file stay together, for their fixtures."""
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    files = sorted({test.partition("::")[0] for test in tests})
+    shares = [[t for t in tests if files.index(t.partition("::")[0]) % (4 * jobs) == i] for i in range(4 * jobs)]
+    for result, output in pool.map(lambda share: run_tests(pristine, share), filter(None, shares)):
+        if result != "passed":
+            return f"the named tests must pass before a bug is planted, but: {result}\n{output}"
+    return ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -204,10 +221,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = Path(name).resolve()
         pristine = work / "-pristine"
         copy_tree(args.root, pristine)
-        if fault := check_pristine(pristine, mutants):
-            print(f"error: {fault}", file=sys.stderr)
-            return 1
         with ThreadPoolExecutor(args.jobs) as pool:
+            if fault := check_pristine(pristine, mutants, pool, args.jobs):
+                print(f"error: {fault}", file=sys.stderr)
+                return 1
             outcomes = []
             for mutant, outcome in zip(mutants, pool.map(lambda m: try_one(m, pristine, work), mutants), strict=True):
                 outcomes.append(outcome)
