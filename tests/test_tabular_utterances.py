@@ -55,10 +55,9 @@ def learn(rows: list[dict], algo: Any, cfg: Any, history: int | None = None, ste
     learner = Learner(model, algo, cfg)
     options: dict[str, Any] = {"gamma": GAMMA, "bos": BOS, "history": history, "bootstraps": algo.BOOTSTRAPS}
     batch = collate(rows, acted=True, **options).to("cpu", torch.float64)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
     for i in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * i / steps)) + 1e-6
+        optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + np.cos(np.pi * i / steps)) + 1e-6
         optimizer.zero_grad()
         sum(loss.mean() for loss in learner(batch).values()).backward()
         optimizer.step()
@@ -91,13 +90,13 @@ def test_implicit_q_learning(limit, history):
 )
 def test_single_step_critics_learn_the_values_of_the_logs(algo, options):
     rows, transitions = talks(20, 40)
-    model, _ = learn(rows, algo, algo.Config(gamma=GAMMA, **options), history=1)
+    model, _ = learn(rows, algo, algo.Config(gamma=GAMMA, **options), history=1, steps=1000)
     assert_values(model, *fixed_point(transitions, np.mean))
 
 
 def test_returns_to_go_are_learned():
     rows, transitions = talks(20, 40)
-    model, batch = learn(rows, mc, mc.Config(gamma=GAMMA, cql_weight=0.0), history=1, rate=0.1)
+    model, batch = learn(rows, mc, mc.Config(gamma=GAMMA, cql_weight=0.0), history=1, rate=0.1, steps=600)
     seen: dict[tuple[int, int], list[float]] = {}
     of: dict[int, list[float]] = {}
     for (s, pair, _, _), ret in zip(transitions, batch.ret.tolist(), strict=True):
