@@ -21,6 +21,7 @@ from ilql.types import InputError
 TEMPORARY = ".tmp-"
 OLD = f"{TEMPORARY}old-"
 FREE = "free some space"
+_REFUSED = "(os error "
 
 
 def fsync(path: Path) -> None:
@@ -79,9 +80,10 @@ def folder(final: Path, size: int, *, replace: bool = False, mend: str = FREE) -
         yield temporary
         _publish(temporary, final, replace)
     except BaseException as error:
+        size = max(size, sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file()))
         shutil.rmtree(temporary, ignore_errors=True)
-        # safetensors has an error of its own for what the system refuses.
-        if (isinstance(error, OSError) and error.errno) or type(error).__name__ == "SafetensorError":
+        # Libraries in Rust (safetensors, tokenizers) have errors of their own for what the system refuses.
+        if (isinstance(error, OSError) and error.errno) or (isinstance(error, Exception) and _REFUSED in str(error)):
             raise failed(final, error, size, mend) from error
         raise
     finally:

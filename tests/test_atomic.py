@@ -103,3 +103,20 @@ def test_free_space_is_asked_for_first(tmp_path: Path) -> None:
     ):
         wanted.__enter__()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_what_a_library_in_rust_was_refused_is_said_too(tmp_path: Path, size: int) -> None:
+    """The tokenizers raise a bare Exception; a writer that cannot tell its size says what it had written."""
+    match = rf"data cannot be written \(No space left .*\): it needs {max(size, 5000):,} bytes and the disk has"
+
+    def fail(error: Exception) -> None:
+        with atomic.folder(tmp_path / "data", size) as temporary:
+            (temporary / "x").write_bytes(bytes(5000))
+            raise error
+
+    with pytest.raises(InputError, match=match):
+        fail(Exception("No space left on device (os error 28)"))
+    with pytest.raises(ZeroDivisionError):
+        fail(ZeroDivisionError("another fault"))
+    assert list(tmp_path.iterdir()) == []
