@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from datasets_prep.options import Parser
 from ilql import schema
 from ilql.types import InputError
 from ilql.verified import batches, check_files
+
+_control = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]").sub  # what would move a terminal's cursor, or more
 
 
 def inspect(argv: Sequence[str]) -> str:
@@ -26,7 +29,8 @@ def inspect(argv: Sequence[str]) -> str:
     manifest = schema.read_manifest(found.folder)
     row, total = _row(found.folder, manifest, found.split, found.row)
     encoder = Encoder.from_folder(found.folder / "tokenizer")
-    return f"{found.split}, row {found.row} of {total}\n{show(row, encoder, manifest['step'])}"
+    text = f"{found.split}, row {found.row} of {total}\n{show(row, encoder, manifest['step'])}"
+    return _control(lambda letter: f"\\x{ord(letter[0]):02x}", text)
 
 
 def _row(folder: Path, manifest: dict[str, Any], split: str, number: int) -> tuple[dict[str, Any], int]:
@@ -42,7 +46,9 @@ def _row(folder: Path, manifest: dict[str, Any], split: str, number: int) -> tup
         check_files(folder, manifest["files"], [name])
         for rows in batches(folder / name, schema.check_columns):
             if left < rows.num_rows:
-                return rows.slice(left, 1).to_pylist()[0], total
+                row = rows.slice(left, 1).to_pylist()[0]
+                schema.check_row(row, manifest["tokenizer"]["vocab_size"], f"{folder / name}, row {left}")
+                return row, total
             left -= rows.num_rows
     raise InputError(f"{folder}: fewer rows than its manifest says; build the dataset again")
 

@@ -28,6 +28,8 @@ from ilql.plain import Loader
 from ilql.runlog import LogConfig
 from ilql.types import InputError
 
+LARGEST = 2**24  # bytes of a config
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -87,6 +89,8 @@ class TrainConfig:
                 raise InputError(f"{name} is {value}, but must be at least {least}")
         if self.seed >= 2**31:  # generators add a process's number to it, and some take 32 bits
             raise InputError(f"seed is {self.seed}, but must be below 2147483648")
+        if "\0" in self.output:
+            raise InputError(f"output is {self.output!r}, which no folder can be called; give another")
         weights = self.data.weights
         if weights is not None and (len(weights) != len(self.data.path) or not all(0 < w < math.inf for w in weights)):
             raise InputError("data.weights needs one number above 0 for each folder of data.path")
@@ -171,6 +175,8 @@ def options() -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_dir() and (not path.is_file() or path.stat().st_size > LARGEST):
+        raise InputError(f"--config {path} is no file of at most {LARGEST:,} bytes, as every config is; name another")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:

@@ -82,17 +82,25 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     tokenizer, files = manifest["tokenizer"], manifest["files"]
     if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("vocab_size"), int) or "sha256" not in tokenizer:
         raise InputError(f"{path}: field 'tokenizer' lacks vocab_size or sha256; build the dataset again")
+    if not isinstance(manifest.get("corpus", ""), str):
+        raise InputError(f"{path}: field 'corpus' is {manifest['corpus']!r}, no name; build the dataset again")
     prefix = manifest.get("prefix", 1)
     if type(prefix) is not int or prefix < 1:
         raise InputError(f"{path}: field 'prefix' is {prefix!r}, but must be at least 1; build the dataset again")
-    if not isinstance(files, dict) or not all(
-        isinstance(f, dict) and {"sha256", "rows"} <= {*f} for f in files.values()
-    ):
+    if not isinstance(files, dict) or not all(map(_is_entry, files.items())):
         raise InputError(f"{path}: field 'files' is no table of sha256 and rows; build the dataset again")
     for name in files:
         if not NAME.fullmatch(name):
             raise InputError(f"{path}: {name!r} is no name of a file inside of the folder; build the dataset again")
     return manifest
+
+
+def _is_entry(item: tuple[str, Any]) -> bool:
+    """Whether a file has a digest, and a number of rows where it is one of rows."""
+    name, entry = item
+    if not isinstance(entry, dict) or not {"sha256", "rows"} <= {*entry} or not isinstance(entry["sha256"], str):
+        return False
+    return not name.endswith(".arrow") or (type(entry["rows"]) is int and entry["rows"] >= 0)
 
 
 def sealed(manifest: Mapping[str, Any]) -> str:
@@ -156,14 +164,14 @@ def fault(row: Mapping[str, Any], vocab_size: int) -> str | None:
 
     What this lets pass, a batch can hold: a wrong position would not fail there but read another dialogue.
     """
-    column = {name: np.asarray(row[name]) for name in INTEGERS}
+    column = {name: np.asarray([] if row[name] is None else row[name]) for name in INTEGERS}
     for name, values in column.items():
         if not len(values):
             return "no transition" if name in ("start", "end") else f"no {name}"
         if values.dtype.kind not in "iu":
             return f"a null in column {name!r}"
     tokens, turn, start, end = column.values()
-    reward, logp = (np.asarray(row[name], np.float64) for name in ("reward", "logp"))  # null becomes NaN
+    reward, logp = (np.asarray([] if row[n] is None else row[n], np.float64) for n in ("reward", "logp"))  # null: NaN
     header = 0 if row["terminated"] else 1  # the agent's open turn may begin behind the last token: an empty header
     wrong = tokens[(tokens < 0) | (tokens >= vocab_size)]
     checks: tuple[tuple[Any, str], ...] = (

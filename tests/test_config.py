@@ -1,5 +1,6 @@
 """The config system: what wins, what is refused and how it is said, and that what is written reads back equal."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,17 @@ def test_a_bad_file_is_refused_with_its_name(
     for part in ("x.yaml" if "is not set" not in message else "", *parts):
         assert part in message
     assert not (tmp_path / "canary").exists()
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        assert f"--config {path} is no file of at most" in refusal(["--config", str(path)])
+
+
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path, BASE.replace("output: runs/a", 'output: "a\\0b"'))
+    assert "output is 'a\\x00b'" in refusal(["--config", str(path)])
 
 
 def test_a_section_cannot_name_a_class_or_a_file(tmp_path: Path) -> None:

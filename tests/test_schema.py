@@ -9,6 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets_prep.encode import Encoder
+from datasets_prep.show import inspect
+from datasets_prep.tokenizer import train
 from ilql import schema
 from ilql.rows import Rows
 from ilql.types import InputError
@@ -112,15 +115,22 @@ def test_a_well_formed_row_passes(tmp_path: Path) -> None:
         ({"reward": [1.0]}, "differ in length"),
         ({"reward": [0.0, 1.0, np.nan]}, "a reward is not finite"),
         ({"reward": [0.0, 1.0, None]}, "a reward is not finite"),
+        ({"turn": None}, "no turn"),
+        ({"reward": None}, "differ in length"),
         ({"logp": [0.0, 0.0, 0.1]}, "a log-probability"),
         ({"logp": [0.0, 0.0, -np.inf]}, "a log-probability"),
     ],
 )
 @pytest.mark.parametrize("check", [schema.validate, train_reads])
 def test_a_malformed_row_is_refused_with_its_place(tmp_path: Path, check: Any, changes: Any, reason: str) -> None:
-    folder = write(tmp_path / "d", [ROW, ROW | changes])
+    open_to_nulls = pa.schema([field.with_nullable(True) for field in schema.SCHEMA])
+    folder = write(tmp_path / "d", [ROW, ROW | changes], open_to_nulls)
     with pytest.raises(InputError, match=rf"row 1 \('w'\): .*{reason}"):
         check(folder)
+    encoder = Encoder(train("byte", []))
+    encoder.tokenizer.save_pretrained(folder / "tokenizer")
+    with pytest.raises(InputError, match=rf"row 1 \('w'\): .*{reason}"):
+        inspect([str(folder), "--row", "1"])
 
 
 @pytest.mark.parametrize("name", ["tokens", "turn", "start", "end"])
@@ -161,6 +171,9 @@ def test_a_file_that_is_no_arrow_stream_is_refused(tmp_path: Path, check: Any, c
         ({"tokenizer": {"sha256": "x"}}, "field 'tokenizer'"),
         ({"files": []}, "field 'files'"),
         ({"files": {"train/data-00000.arrow": None}}, "field 'files'"),
+        ({"files": {"train/data-00000.arrow": {"sha256": "0" * 64, "rows": "1"}}}, "field 'files'"),
+        ({"files": {"rejected.jsonl": {"sha256": None, "rows": 1}}}, "field 'files'"),
+        ({"corpus": 5}, "field 'corpus' is 5"),
     ],
 )
 @pytest.mark.parametrize("check", [schema.validate, train_reads])

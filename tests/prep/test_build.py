@@ -295,6 +295,18 @@ def test_the_command_line(log: Path, tmp_path: Path) -> None:
     assert "--agent-role" in listed.stdout
 
 
+def test_inspect_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = {"id": "a\x1b[2J\x07", "messages": [{"role": "assistant", "content": "\x1b]0;x\x9c\tb"}]}
+    (tmp_path / "log").write_text(json.dumps(line))
+    assert prep(tmp_path / "log", tmp_path / "out") == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert r"id a\x1b[2J\x07," in printed
+    assert r"\x1b]0;x\x9c\x09b" in printed
+    assert not any(ord(letter) < 32 and letter != "\n" for letter in printed)
+
+
 def test_inspect_shows_spans_states_and_rewards(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert prep(log, out, "--action-token", "bye") == 0
