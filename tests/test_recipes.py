@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from datasets_prep import maze as corpus
 from datasets_prep.build import Options, build
 from ilql.algos import ALGOS
 from ilql.annotate import logprobs
@@ -39,7 +41,9 @@ def maze(tmp_path_factory):
     folder = tmp_path_factory.mktemp("maze")
     few = {"dialogues": 40}
     judged = {"of": "maze", "ranked": 4, "noise": 20.0}
-    build(Options("preferences", folder / "maze-pairs", tokenizer="word", step="utterance", corpus_options=judged))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "episodes", partial(corpus.episodes, **few))
+        build(Options("preferences", folder / "maze-pairs", tokenizer="word", step="utterance", corpus_options=judged))
     for name, tokenizer in (("maze", "word"), ("maze-bpe", "bpe:512")):
         build(Options("maze", output=folder / name, tokenizer=tokenizer, action_tokens=MOVES, corpus_options=few))
     cloned = ["--data.path", str(folder / "maze"), "--output", str(folder / "clone"), "--steps", "1", "--device", "cpu"]
