@@ -6,6 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ilql.command import guard
+from ilql.types import InputError
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 USAGE = """usage: python -m datasets_prep CORPUS --output DIR [options]    build a dataset from dialogue logs
@@ -15,11 +18,13 @@ USAGE = """usage: python -m datasets_prep CORPUS --output DIR [options]    build
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 for an input that cannot be used."""
-    from datasets_prep import build, options, show, split, stats
-    from ilql.types import InputError
+    """Run the command; returns the exit status: 0, 2 for an input that cannot be used, 130 where Ctrl-C ended it."""
+    return guard(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
 
-    words = list(sys.argv[1:] if argv is None else argv)
+
+def _main(words: list[str]) -> int:
+    from datasets_prep import build, options, show, split, stats
+
     try:
         if words == ["--list"]:
             print(options.listing())
@@ -47,12 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                     print(f"note: no turn of the agent says {text!r} (--action-token)", file=sys.stderr)
             if split.parse(chosen.validation) is not None and "validation" not in found:
                 print("note: no dialogue fell into the validation split", file=sys.stderr)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a file that may not be read, a full disk
-        print(f"error: {f'{error.filename}: {error.strerror}' if error.filename else error}", file=sys.stderr)
-        return 2
     except SystemExit as end:  # argparse's --help
         return int(end.code or 0)
     return 0

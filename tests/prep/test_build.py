@@ -275,6 +275,18 @@ def test_an_empty_output_folder_may_be_filled(log: Path, tmp_path: Path) -> None
     schema.validate(tmp_path / "out")
 
 
+def test_ctrl_c_ends_a_build_in_a_line_and_leaves_nothing(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asked(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "_tokenizer", asked)
+    assert main(["chat", "--input", str(log), "--output", str(tmp_path / "out" / "data")]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+    assert not list(tmp_path.rglob("*data*"))
+
+
 def test_the_command_line(log: Path, tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "datasets_prep", *words]
