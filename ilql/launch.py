@@ -14,11 +14,16 @@ from tqdm import tqdm
 from ilql.config import TrainConfig
 from ilql.types import InputError
 
+# Products whose compiled kernels oneDNN keeps: a step has fewer, and packed batches seldom have the same shapes twice.
+# Its own 1,024 come to more than a gigabyte in bf16, which grows for thousands of steps.
+KERNELS = "64"
+
 
 def start(cfg: TrainConfig) -> Accelerator:
     """Threads, device and processes. Refuses a launch in which fewer processes take part than were asked for."""
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)  # read at the first product that it is given
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     cpu = cfg.device == "cpu" or not torch.accelerator.is_available()
     # Mixed precision is a context of our own in `step`: accelerate's would outlive this run in its global state.
