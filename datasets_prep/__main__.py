@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ilql.command import guard
+from ilql.command import guard, printable
 from ilql.types import InputError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -41,7 +41,7 @@ def _main(words: list[str]) -> int:
             print(stats.table(found))
             print(f"\ntokenizer: {manifest['tokenizer']['name']}, {manifest['tokenizer']['vocab_size']:,} tokens")
             for reason, count in sorted(found["rejected_reasons"].items(), key=lambda pair: -pair[1])[:3]:
-                print(f"rejected: {count:,} x {reason}")
+                print(printable(f"rejected: {count:,} x {reason}"))
             print(
                 f"episodes in {found['episodes_in']:,} = rows out {found['rows_out']:,} + rejected "
                 f"{found['rejected']:,}; written to {chosen.output}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 from datasets_prep.encode import Encoder
 from datasets_prep.options import Parser
 from ilql import schema
+from ilql.command import printable
 from ilql.types import InputError
 from ilql.verified import batches, check_files
-
-_control = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]").sub  # what would move a terminal's cursor, or more
 
 
 def inspect(argv: Sequence[str]) -> str:
@@ -30,7 +28,7 @@ def inspect(argv: Sequence[str]) -> str:
     row, total = _row(found.folder, manifest, found.split, found.row)
     encoder = Encoder.from_folder(found.folder / "tokenizer")
     text = f"{found.split}, row {found.row} of {total}\n{show(row, encoder, manifest['step'])}"
-    return _control(lambda letter: f"\\x{ord(letter[0]):02x}", text)
+    return printable(text)
 
 
 def _row(folder: Path, manifest: dict[str, Any], split: str, number: int) -> tuple[dict[str, Any], int]:

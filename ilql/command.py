@@ -16,6 +16,13 @@ from ilql.types import InputError
 
 INTERRUPTED, CLOSED = 130, 141  # as shells report a process that SIGINT or SIGPIPE ended
 
+_control = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]").sub  # what would move a terminal's cursor, or more
+
+
+def printable(text: str) -> str:
+    """A stranger's text for a terminal: control characters but the end of a line are written as numbers."""
+    return _control(lambda letter: f"\\x{ord(letter[0]):02x}", text)
+
 
 def guard(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Run a command's work; returns its status, 2 for bad input and for files that cannot be read or written.
@@ -28,14 +35,15 @@ def guard(work: Callable[[], int | None], interrupted: str = "interrupted") -> i
         finally:
             sys.stdout.flush()  # a reader that has gone is noticed here, not at exit
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED
     except OSError as error:
         known = error.filename is not None and error.strerror
-        print(f"error: {f'{error.filename}: {error.strerror}' if known else error}", file=sys.stderr)
+        said = f"{error.filename}: {error.strerror}" if known else str(error)
+        print(f"error: {printable(said)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)

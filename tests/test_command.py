@@ -27,6 +27,11 @@ def raises(error: BaseException) -> Callable[[], NoReturn]:
         (InputError("x.yaml: no such key"), 2, "error: x.yaml: no such key"),
         (NotADirectoryError(20, "Not a directory", "a/b"), 2, "error: a/b: Not a directory"),
         (OSError("no space"), 2, "error: no space"),
+        (
+            InputError("log.jsonl: unknown field '\x1b[2J\x9b'\ngive it"),
+            2,
+            "error: log.jsonl: unknown field '\\x1b[2J\\x9b'\ngive it",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

@@ -117,7 +117,7 @@ ORDER = (
 ONLY = dict.fromkeys(ENCODE, ("ilql.types", "ilql.schema", "datasets_prep.stranger", *ENCODE)) | {
     "ilql.envs": ("ilql.types",),
     "datasets_prep": (
-        *(f"ilql.{name}" for name in ("types", "atomic", "verified", "schema", "envs")),
+        *(f"ilql.{name}" for name in ("types", "command", "atomic", "verified", "schema", "envs")),
         "datasets_prep",
         *ENCODE,
     ),
