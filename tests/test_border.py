@@ -1,5 +1,6 @@
 """Training above frozen blocks from stored states is training above frozen blocks."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ilql.build import ModelConfig, build
 from ilql.data import collate
 from ilql.model import ILQLModel
 from ilql.rows import Rows
+from ilql.schema import sha256
+from ilql.sealed import written
 from ilql.trainer import train
 from ilql.types import InputError
 from tests.test_cached import LOG, stored
@@ -138,6 +141,10 @@ def test_states_of_other_tokens_are_refused(place: Place, tmp_path: Path) -> Non
     first = np.asarray(Rows(place.data["token"])[0]["tokens"][:4], np.int32).tobytes()
     raw[raw.index(first) + 4] ^= 1
     path.write_bytes(raw)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["train/tokens.arrow"]["sha256"] = sha256(path)  # whoever wrote it sealed it so
+    del manifest["digest"]
+    (folder / "manifest.json").write_text(written(manifest))
     cfg = place.both(tmp_path, data={"cache": str(folder)}, batch={"dialogues": None})[0]
     with pytest.raises(InputError, match=r"dialogue \d+ is laid otherwise here; make the right one"):
         train(cfg)
