@@ -67,3 +67,11 @@ def test_a_config_that_names_a_kernel_is_refused_before_anything_reads_it(tmp_pa
         check_weights(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_attn_implementation": "sdpa"}))
     check_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "x.bin", "a/../x.safetensors"])
+def test_an_index_of_shards_names_none_but_those_of_its_folder(tmp_path: Path, name: str) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors", "b": name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"names '.*', which is no .safetensors file of its folder"):
+        check_weights(tmp_path)
